@@ -1,0 +1,93 @@
+"""What every token mixer offers."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from core.sequences import Sequences
+
+NONCAUSAL_SELF = "noncausal_self"
+CAUSAL_SELF = "causal_self"
+NONCAUSAL_CROSS = "noncausal_cross"
+CAUSAL_CROSS = "causal_cross"
+PATTERNS = frozenset({NONCAUSAL_SELF, CAUSAL_SELF, NONCAUSAL_CROSS, CAUSAL_CROSS})
+
+
+class UnsupportedPattern(ValueError):
+    """A mixer was asked for a pattern that it does not compute."""
+
+
+class Mixer(nn.Module):
+    """Mixes tokens along the length: (batch, length, dim) -> (batch, length, dim).
+
+    Subclasses name what they compute in ``patterns`` (the four of Zhang et al. 2023, CAB: a causal
+    mixer's output t depends on inputs up to t; a cross mixer reads ``context``, all of it visible)
+    and are built from ``dim`` and options of their own. Positions that ``sequences`` calls padding
+    never change the others and come out as zeros.
+
+    A mixer with ``recurrent = True`` also has ``init_state`` and ``step``, and its ``forward``
+    takes ``state`` and then returns ``(output, state)``, so that a long sequence may be fed in
+    pieces.
+    """
+
+    patterns: ClassVar[frozenset[str]] = frozenset()
+    recurrent: ClassVar[bool] = False
+
+    def __init__(self, dim: int, causal: bool) -> None:
+        super().__init__()
+        if dim < 1:
+            raise ValueError(f"{type(self).__name__}: dim must be positive, got {dim}")
+        self.dim = dim
+        self.causal = causal
+        if not {self.pattern(cross=False), self.pattern(cross=True)} & self.patterns:
+            self._refuse(self.pattern(cross=False))
+
+    def pattern(self, cross: bool) -> str:
+        """The name of what is computed with (``cross``) or without a context."""
+        if cross:
+            return CAUSAL_CROSS if self.causal else NONCAUSAL_CROSS
+        return CAUSAL_SELF if self.causal else NONCAUSAL_SELF
+
+    def check_input(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        sequences: Sequences | None = None,
+        state: Any = None,
+    ) -> None:
+        """Raises ValueError for shapes that do not fit, UnsupportedPattern for a missing pattern."""
+        if x.ndim != 3 or x.shape[-1] != self.dim:
+            raise ValueError(
+                f"{type(self).__name__}: x must be (batch, length, {self.dim}), got {tuple(x.shape)}"
+            )
+        if sequences is not None and sequences.document.shape != x.shape[:2]:
+            raise ValueError(
+                f"{type(self).__name__}: sequences describe {tuple(sequences.document.shape)}, "
+                f"x is {tuple(x.shape[:2])}"
+            )
+        asked = self.pattern(cross=context is not None)
+        if asked not in self.patterns:
+            self._refuse(asked)
+        if state is not None and not (self.recurrent and self.causal):
+            raise UnsupportedPattern(f"{type(self).__name__} carries no state when not causal")
+        if state is not None and sequences is not None:
+            raise ValueError(
+                f"{type(self).__name__}: pieces with a state take no sequences; feed documents "
+                "apart, in pieces of equal length"
+            )
+
+    def _refuse(self, asked: str) -> None:
+        raise UnsupportedPattern(
+            f"{type(self).__name__} does not compute {asked}; it computes "
+            + ", ".join(sorted(self.patterns))
+        )
+
+    def init_state(self, batch: int, *, device: Any = None, dtype: Any = None) -> Any:
+        """The state before the first token of ``batch`` sequences."""
+        raise UnsupportedPattern(f"{type(self).__name__} carries no state")
+
+    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """One token (batch, dim) and the state before it -> its output (batch, dim), new state."""
+        raise UnsupportedPattern(f"{type(self).__name__} carries no state")

@@ -1,0 +1,24 @@
+"""Which version of an op runs."""
+
+from __future__ import annotations
+
+import os
+
+from torch import Tensor
+
+VARIABLE = "LONGSPAN_OPS"
+CHOICES = ("auto", "reference", "triton")
+
+
+def use_triton(tensor: Tensor) -> bool:
+    """True if the Triton version runs for ``tensor``.
+
+    ``auto`` takes Triton for CUDA tensors; ``LONGSPAN_OPS=reference`` or ``triton`` forces one
+    (``triton`` on CPU tensors needs ``TRITON_INTERPRET=1``). Raises ValueError for other values.
+    """
+    choice = os.environ.get(VARIABLE, "auto")
+    if choice not in CHOICES:
+        raise ValueError(f"{VARIABLE}={choice!r}: choose one of {', '.join(CHOICES)}")
+    if choice == "auto":
+        return tensor.is_cuda
+    return choice == "triton"
