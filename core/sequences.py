@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ class Sequences:
             if sum(parts) > length or min(parts, default=1) < 1:
                 raise ValueError(f"row {row}: documents {list(parts)} do not fit into {length}")
             ids = torch.arange(len(parts), dtype=torch.int32)
-            document[row, : sum(parts)] = ids.repeat_interleave(torch.tensor(list(parts)))
+            document[row, : sum(parts)] = ids.repeat_interleave(torch.tensor(parts, dtype=torch.long))
         return cls(document)
 
     @property
@@ -80,3 +81,36 @@ class Sequences:
         """``x`` (batch, length, ...) with every padded position set to zero, whatever it held."""
         real = self.real.reshape(self.real.shape + (1,) * (x.ndim - 2))
         return torch.where(real, x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+    @cached_property
+    def packed_rows(self) -> bool:
+        """True if some row holds more than one document."""
+        return bool((self.first.sum(dim=1) > 1).any())
+
+    @cached_property
+    def _grid(self) -> tuple[Tensor, Sequences]:
+        """Flat indices (documents, longest) of every document's positions, and which are real."""
+        flat_first = self.first.flatten().nonzero()[:, 0]
+        number = self.first.flatten().cumsum(0) - 1
+        lengths = torch.bincount(number[self.real.flatten()], minlength=len(flat_first))
+        longest = int(lengths.max()) if len(lengths) else 0
+        index = flat_first[:, None] + torch.arange(longest, device=flat_first.device)
+        rows = Sequences.padded(lengths, longest)
+        return torch.where(rows.real, index, 0), rows
+
+    def unpack(self, x: Tensor) -> tuple[Tensor, Sequences]:
+        """(batch, length, ...) -> (documents, longest, ...), a padded row for each document."""
+        index, rows = self._grid
+        return rows.zero_padding(x.flatten(0, 1)[index]), rows
+
+    def repack(self, x: Tensor) -> Tensor:
+        """The inverse of ``unpack``; padding comes out as zeros."""
+        index, rows = self._grid
+        flat = x.new_zeros(self.document.numel(), *x.shape[2:])
+        flat = flat.index_put((index[rows.real],), x[rows.real])
+        return flat.unflatten(0, tuple(self.document.shape))
+
+    def prepended(self, count: int) -> Sequences:
+        """``count`` real positions put before every row, part of its first document."""
+        first = self.document[:, :1].clamp(min=0)
+        return Sequences(torch.cat([first.expand(-1, count), self.document], dim=1))

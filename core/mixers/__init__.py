@@ -1,0 +1,10 @@
+"""Token mixers: (batch, length, dim) -> (batch, length, dim)."""
+
+from core.mixers.base import PATTERNS, Mixer, UnsupportedPattern
+from core.mixers.hyena import Hyena
+from core.mixers.mamba2 import Mamba2
+from core.mixers.s4d import S4D
+
+MIXERS: tuple[type[Mixer], ...] = (Hyena, Mamba2, S4D)
+
+__all__ = ["MIXERS", "PATTERNS", "S4D", "Hyena", "Mamba2", "Mixer", "UnsupportedPattern"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from core.sequences import Sequences
@@ -13,6 +14,11 @@ CAUSAL_SELF = "causal_self"
 NONCAUSAL_CROSS = "noncausal_cross"
 CAUSAL_CROSS = "causal_cross"
 PATTERNS = frozenset({NONCAUSAL_SELF, CAUSAL_SELF, NONCAUSAL_CROSS, CAUSAL_CROSS})
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision raised to float32, everything else as it is."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 class UnsupportedPattern(ValueError):
@@ -57,10 +63,11 @@ class Mixer(nn.Module):
         sequences: Sequences | None = None,
         state: Any = None,
     ) -> None:
-        """Raises ValueError for shapes that do not fit, UnsupportedPattern for a missing pattern."""
+        """Raises ValueError for shapes that do not fit, UnsupportedPattern for what is missing."""
         if x.ndim != 3 or x.shape[-1] != self.dim:
             raise ValueError(
-                f"{type(self).__name__}: x must be (batch, length, {self.dim}), got {tuple(x.shape)}"
+                f"{type(self).__name__}: x must be (batch, length, {self.dim}), "
+                f"got {tuple(x.shape)}"
             )
         if sequences is not None and sequences.document.shape != x.shape[:2]:
             raise ValueError(

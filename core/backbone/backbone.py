@@ -1,0 +1,234 @@
+"""Embedding, a schedule of blocks, final norm, and a language-model head over it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from core.backbone.norms import Norm, make_norm
+from core.backbone.schedule import parse_schedule
+from core.mixers.base import Mixer
+from core.sequences import Sequences
+
+BlockKind = Callable[[int], nn.Module]
+
+
+class Block(nn.Module):
+    """x + dropout(layer(norm(x))): a pre-norm residual around a token or a channel mixer."""
+
+    def __init__(self, dim: int, layer: nn.Module, norm: Norm, dropout: float) -> None:
+        super().__init__()
+        self.norm = make_norm(norm, dim)
+        self.layer = layer
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, sequences: Sequences | None = None
+    ) -> Tensor:
+        normed = self.norm(x)
+        if isinstance(self.layer, Mixer):
+            return x + self.dropout(self.layer(normed, context, sequences))
+        return x + self.dropout(self.layer(normed))
+
+    def extend(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """A piece (batch, length, dim) and the state before it -> output and state after."""
+        if isinstance(self.layer, Mixer):
+            y, state = self.layer(self.norm(x), state=state)
+            return x + y, state
+        return self(x), state
+
+    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """One token (batch, dim)."""
+        if isinstance(self.layer, Mixer):
+            y, state = self.layer.step(self.norm(x), state)
+            return x + y, state
+        return self(x), state
+
+
+class Backbone(nn.Module):
+    """Blocks in the order of a schedule, each pre-norm and residual, and a final norm.
+
+    ``blocks`` maps names to factories: called with ``dim``, each gives a token mixer or a channel
+    mixer. ``schedule`` names them in order (``core.backbone.schedule``). ``checkpoint_blocks``
+    recomputes each block in the backward pass instead of keeping its activations;
+    ``compile_blocks`` compiles each block. Raises ValueError for a name that ``blocks`` lacks.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        blocks: Mapping[str, BlockKind],
+        schedule: str | Sequence[str],
+        *,
+        norm: Norm = "layer",
+        dropout: float = 0.0,
+        embed_dropout: float = 0.0,
+        checkpoint_blocks: bool = False,
+        compile_blocks: bool = False,
+    ) -> None:
+        super().__init__()
+        names = parse_schedule(schedule)
+        unknown = sorted(set(names) - set(blocks))
+        if unknown:
+            raise ValueError(
+                f"schedule names {', '.join(unknown)}, but blocks are {', '.join(sorted(blocks))}"
+            )
+        self.dim = dim
+        self.checkpoint_blocks = checkpoint_blocks
+        self.embed_dropout = nn.Dropout(embed_dropout)
+        self.blocks = nn.ModuleList(Block(dim, blocks[name](dim), norm, dropout) for name in names)
+        self.norm = make_norm(norm, dim)
+        if compile_blocks:
+            for block in self.blocks:
+                block.compile()
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, sequences: Sequences | None = None
+    ) -> Tensor:
+        """(batch, length, dim) -> the same, after the final norm."""
+        x = self.embed_dropout(x)
+        for block in self.blocks:
+            if self.checkpoint_blocks and torch.is_grad_enabled():
+                x = checkpoint(block, x, context, sequences, use_reentrant=False)
+            else:
+                x = block(x, context, sequences)
+        return self.norm(x)
+
+    def init_state(self, batch: int, *, device: Any = None, dtype: Any = None) -> list[Any]:
+        """One state a block; raises UnsupportedPattern if some mixer carries none."""
+        return [
+            block.layer.init_state(batch, device=device, dtype=dtype)
+            if isinstance(block.layer, Mixer)
+            else None
+            for block in self.blocks
+        ]
+
+    @property
+    def recurrent(self) -> bool:
+        """True if every mixer carries a state, so that generation costs the same at each token."""
+        mixers = [b.layer for b in self.blocks if isinstance(b.layer, Mixer)]
+        return all(m.recurrent and m.causal for m in mixers)
+
+    def extend(self, x: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
+        """A piece of a long sequence, as ``Mixer.forward`` with a state."""
+        after = []
+        for block, before in zip(self.blocks, state, strict=True):
+            x, new = block.extend(x, before)
+            after.append(new)
+        return self.norm(x), after
+
+    def step(self, x: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
+        """One token (batch, dim), as ``Mixer.step``."""
+        after = []
+        for block, before in zip(self.blocks, state, strict=True):
+            x, new = block.step(x, before)
+            after.append(new)
+        return self.norm(x), after
+
+
+def scale_residual_init(backbone: Backbone, std: float = 0.02) -> None:
+    """GPT-2's initialisation: normal(0, std), and std / sqrt(blocks) where a block writes back.
+
+    Linear layers of the mixers and channel mixers only; filters and state matrices keep their own.
+    """
+    writes = {"out_proj", "fc2"}
+    reads = {"in_proj", "fc1", "q_proj", "k_proj", "v_proj"}
+    scale = std / math.sqrt(len(backbone.blocks))
+    for name, module in backbone.named_modules():
+        leaf = name.rsplit(".", 1)[-1]
+        if isinstance(module, nn.Linear) and leaf in writes | reads:
+            nn.init.normal_(module.weight, std=scale if leaf in writes else std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+class LanguageModel(nn.Module):
+    """Token embedding -> backbone -> logits over the vocabulary.
+
+    ``tie`` shares the embedding with the head. ``pad_to`` rounds the vocabulary up (the published
+    checkpoints pad to 8). ``embed`` gives the backbone's output instead of logits.
+    """
+
+    def __init__(
+        self, backbone: Backbone, vocabulary: int, *, pad_to: int = 1, tie: bool = True
+    ) -> None:
+        super().__init__()
+        rows = -(-vocabulary // pad_to) * pad_to
+        self.vocabulary = vocabulary
+        self.embedding = nn.Embedding(rows, backbone.dim)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.backbone = backbone
+        self.head = nn.Linear(backbone.dim, rows, bias=False)
+        if tie:
+            self.head.weight = self.embedding.weight
+        else:
+            nn.init.normal_(self.head.weight, std=0.02)
+
+    def embed(
+        self, tokens: Tensor, sequences: Sequences | None = None, prompt: Tensor | None = None
+    ) -> Tensor:
+        """(batch, length) ids -> (batch, length, dim).
+
+        ``prompt`` (prompt length, dim) stands before every sequence (soft prompt) and is cut off
+        the output again.
+        """
+        x = self.embedding(tokens)
+        if prompt is None:
+            return self.backbone(x, sequences=sequences)
+        x = torch.cat([prompt.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
+        if sequences is not None:
+            sequences = sequences.prepended(prompt.shape[0])
+        return self.backbone(x, sequences=sequences)[:, prompt.shape[0] :]
+
+    def forward(
+        self, tokens: Tensor, sequences: Sequences | None = None, prompt: Tensor | None = None
+    ) -> Tensor:
+        """(batch, length) ids -> (batch, length, rows) logits; row i is about token i + 1."""
+        return self.head(self.embed(tokens, sequences, prompt))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        tokens: Tensor,
+        new: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """``new`` sampled tokens after ``tokens`` (batch, length); temperature 0 is greedy.
+
+        Steps a state where every mixer carries one, otherwise runs the whole sequence each time.
+        """
+        recurrent = self.backbone.recurrent
+        if recurrent:
+            weight = self.embedding.weight
+            state = self.backbone.init_state(len(tokens), device=weight.device, dtype=weight.dtype)
+            hidden, state = self.backbone.extend(self.embedding(tokens), state)
+            logits = self.head(hidden[:, -1])
+        for _ in range(new):
+            if not recurrent:
+                logits = self(tokens)[:, -1]
+            chosen = _sample(logits[:, : self.vocabulary], temperature, top_k, generator)
+            tokens = torch.cat([tokens, chosen], dim=1)
+            if recurrent:
+                hidden, state = self.backbone.step(self.embedding(chosen[:, 0]), state)
+                logits = self.head(hidden)
+        return tokens
+
+
+def _sample(
+    logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None
+) -> Tensor:
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    logits = logits.float() / temperature
+    if top_k is not None:
+        least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -math.inf)
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator)

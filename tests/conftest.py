@@ -1,0 +1,14 @@
+"""Settings for every test."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+# The first example pays for imports, so a deadline an example says nothing.
+settings.register_profile("longspan", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("longspan")
