@@ -1,0 +1,83 @@
+"""What the genomics tasks share: the batch, the optimiser, strands and pooling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from core.jobs.optim import adamw
+from core.sequences import Sequences
+from genomics.data.tokenizers import NucleotideTokenizer
+
+Pooling = Literal["mean", "last", "max"]
+
+
+class Encoder(Protocol):
+    """A model of DNA: ``dim`` features a position, from ids; ``causal`` if it reads one way."""
+
+    dim: int
+    causal: bool
+
+    def embed(
+        self, tokens: Tensor, sequences: Sequences | None = None, prompt: Tensor | None = None
+    ) -> Tensor: ...
+
+
+@dataclass
+class Optimisation:
+    """AdamW's settings; ``warmup`` is a share of all steps."""
+
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    warmup: float = 0.05
+
+
+class DnaTask(L.LightningModule):
+    """A question about DNA, with its optimiser."""
+
+    def __init__(self, optimisation: Optimisation) -> None:
+        super().__init__()
+        self.optimisation = optimisation
+
+    def configure_optimizers(self) -> Any:
+        steps = int(self.trainer.estimated_stepping_batches)
+        o = self.optimisation
+        return adamw(self, lr=o.lr, weight_decay=o.weight_decay, warmup=o.warmup, steps=steps)
+
+
+def width_of(model: nn.Module) -> int:
+    """Features a position of a DNA model."""
+    backbone = getattr(model, "backbone", model)
+    return int(backbone.dim)
+
+
+def opposite_strand(tokens: Tensor, sequences: Sequences | None = None) -> Tensor:
+    """Ids (batch, length) of the reverse complement; rows padded on the right stay so."""
+    table = torch.as_tensor(NucleotideTokenizer().complement, device=tokens.device)
+    complement = table[tokens]
+    if sequences is None:
+        return complement.flip(1)
+    length = sequences.real.sum(1, keepdim=True)
+    index = length - 1 - torch.arange(tokens.shape[1], device=tokens.device)
+    turned = complement.gather(1, index.clamp(min=0))
+    return torch.where(sequences.real, turned, tokens)
+
+
+def pool(features: Tensor, how: Pooling, sequences: Sequences | None = None) -> Tensor:
+    """(batch, length, dim) -> (batch, dim) over the real positions."""
+    if sequences is None:
+        if how == "mean":
+            return features.mean(1)
+        return features[:, -1] if how == "last" else features.amax(1)
+    real = sequences.real[..., None]
+    if how == "mean":
+        return sequences.zero_padding(features).sum(1) / real.sum(1).clamp(min=1)
+    if how == "max":
+        return features.masked_fill(~real, -torch.inf).amax(1)
+    index = torch.arange(features.shape[1], device=features.device)
+    last = torch.where(sequences.real, index, 0).amax(1)
+    return features[torch.arange(len(features), device=features.device), last]
