@@ -1,0 +1,171 @@
+"""State space duality: the linear recurrence of Mamba-2, on any device (see README.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.ops.dispatch import use_triton
+from core.ops.ssd import reference
+from core.ops.ssd.reference import ssd_step
+
+__all__ = ["ssd", "ssd_step"]
+
+
+def ssd(
+    x: Tensor,
+    log_decay: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    initial_state: Tensor | None = None,
+    document: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``S_t = exp(log_decay_t) S_{t-1} + x_t B_t^T``, ``y_t = S_t C_t`` (Dao and Gu 2024).
+
+    Args:
+        x: (batch, length, heads, head_dim), already multiplied by the step size.
+        log_decay: (batch, length, heads), at most 0, float32 (float64 if ``x`` is).
+        B, C: (batch, length, groups, state), dtype of ``x``; ``heads`` is a multiple of ``groups``
+            and consecutive heads share a group.
+        initial_state: (batch, heads, head_dim, state), dtype of ``log_decay``; zero if not given.
+        document: integer (batch, length) as in ``core.sequences``. The state restarts at zero
+            where a document starts; one that starts at position 0 starts from ``initial_state``.
+            In padding (negative) y is zero, the state stands still, and inputs are ignored.
+
+    Returns:
+        y (batch, length, heads, head_dim) in the dtype of ``x``, and the state after the last real
+        position, (batch, heads, head_dim, state), in the dtype of ``log_decay``.
+
+    Under ``torch.autocast``, x, B and C are cast to its dtype. Raises ValueError for shapes,
+    dtypes or devices that do not fit.
+    """
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        half = torch.get_autocast_dtype(x.device.type)
+        x, B, C = x.to(half), B.to(half), C.to(half)
+        log_decay = log_decay.float()
+        initial_state = None if initial_state is None else initial_state.float()
+    _check(x, log_decay, B, C, initial_state, document)
+    segments = None if document is None else reference.encode_segments(document)
+    return _ssd(x, log_decay, B, C, initial_state, segments)
+
+
+def _check(
+    x: Tensor,
+    log_decay: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial_state: Tensor | None,
+    document: Tensor | None,
+) -> None:
+    if x.ndim != 4 or not x.is_floating_point():
+        raise ValueError(
+            "ssd: x must be floating point (batch, length, heads, head_dim), "
+            f"got {x.dtype} of shape {tuple(x.shape)}"
+        )
+    batch, length, heads, head_dim = x.shape
+    if B.ndim != 4 or B.shape[2] < 1 or heads % B.shape[2]:
+        raise ValueError(
+            f"ssd: B must be (batch, length, groups, state) with groups dividing {heads} heads, "
+            f"got {tuple(B.shape)}"
+        )
+    accumulate = torch.promote_types(x.dtype, torch.float32)
+    expected: dict[str, tuple[Tensor | None, tuple[int, ...], torch.dtype | None]] = {
+        "log_decay": (log_decay, (batch, length, heads), accumulate),
+        "B": (B, (batch, length, *B.shape[2:]), x.dtype),
+        "C": (C, (batch, length, *B.shape[2:]), x.dtype),
+        "initial_state": (initial_state, (batch, heads, head_dim, B.shape[3]), accumulate),
+        "document": (document, (batch, length), None),
+    }
+    for name, (tensor, shape, dtype) in expected.items():
+        if tensor is None:
+            continue
+        fits = tensor.dtype == dtype if dtype else not tensor.dtype.is_floating_point
+        if not fits or tensor.shape != shape or tensor.device != x.device:
+            raise ValueError(
+                f"ssd: {name} must be {dtype or 'an integer dtype'} of shape {shape} on "
+                f"{x.device}, got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
+            )
+
+
+def _takes_kernel(x: Tensor) -> bool:
+    """Triton accumulates in float32, so float64 stays with PyTorch; so does an empty batch."""
+    return use_triton(x) and x.dtype != torch.float64 and x.numel() > 0
+
+
+@torch.library.custom_op("longspan::ssd", mutates_args=())
+def _ssd(
+    x: Tensor,
+    log_decay: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial_state: Tensor | None,
+    segments: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    if _takes_kernel(x):
+        from core.ops.ssd import kernel
+
+        return kernel.forward(x, log_decay, B, C, initial_state, segments)
+    return reference.ssd_chunked(x, log_decay, B, C, initial_state, segments)
+
+
+@_ssd.register_fake
+def _(
+    x: Tensor,
+    log_decay: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial_state: Tensor | None,
+    segments: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    state = log_decay.new_empty(x.shape[0], x.shape[2], x.shape[3], B.shape[3])
+    return x.new_empty(x.shape), state
+
+
+@torch.library.custom_op("longspan::ssd_backward", mutates_args=())
+def _ssd_backward(
+    grad_y: Tensor,
+    grad_final: Tensor,
+    x: Tensor,
+    log_decay: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial_state: Tensor | None,
+    segments: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    inputs = (grad_y, grad_final, x, log_decay, B, C, initial_state, segments)
+    if _takes_kernel(x):
+        from core.ops.ssd import kernel
+
+        return kernel.backward(*inputs)
+    return reference.ssd_chunked_backward(*inputs)
+
+
+@_ssd_backward.register_fake
+def _(
+    grad_y: Tensor,
+    grad_final: Tensor,
+    x: Tensor,
+    log_decay: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial_state: Tensor | None,
+    segments: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x_like, decay_like, B_like, C_like = (t.new_empty(t.shape) for t in (x, log_decay, B, C))
+    return x_like, decay_like, B_like, C_like, grad_final.new_empty(grad_final.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx: Any, grad_y: Tensor, grad_final: Tensor) -> tuple[Tensor | None, ...]:
+    initial_state = ctx.saved_tensors[4]
+    *grads, grad_initial = _ssd_backward(grad_y, grad_final, *ctx.saved_tensors)
+    return (*grads, None if initial_state is None else grad_initial, None)
+
+
+_ssd.register_autograd(_differentiate, setup_context=_save)
