@@ -1,0 +1,5 @@
+"""Position embeddings."""
+
+from core.positions.rotary import Rotary
+
+__all__ = ["Rotary"]

@@ -1,0 +1,312 @@
+"""Softmax attention under a pattern, by the cheapest way the device and the pattern allow.
+
+On CUDA: FlexAttention. Elsewhere (FlexAttention has no backward on a CPU): a window slides over
+the keys as a strided view, any other sparse pattern gathers the blocks of keys that it touches,
+and what is short or dense is computed under a dense mask. All give the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from core.ops.dispatch import use_triton
+from core.patterns import Dilated, Full, Pattern, Tokens, block_table, flex_mask, visible
+from core.sequences import Sequences
+
+GATHER_BLOCK = 64  # tokens; large enough for the products, small enough to leave little masked
+DENSE_SCORES = 256 * 256  # a row with fewer scores is not worth cutting up
+DENSE_SHARE = 0.5  # above this share of touched blocks, gathering copies more than it saves
+FLEX_LENGTH = 128  # fewer queries do not fill a block of FlexAttention
+
+
+def kept(pattern: Pattern, length: int) -> tuple[int, int]:
+    """Which of ``length`` tokens a later token may see, causally: the first n and the last m.
+
+    n + m = length where the pattern reaches back without bound, or not yet beyond its bound.
+    """
+    if pattern.reach is None:
+        return 0, length
+    first = min(pattern.prefix, length)
+    return first, min(pattern.reach, length - first)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    pattern: Pattern,
+    causal: bool,
+    sequences: Sequences | None = None,
+    seen: int = 0,
+    dropout: float = 0.0,
+) -> Tensor:
+    """softmax(query key^T / sqrt(head_dim)) value over the keys each query sees.
+
+    ``query`` is (batch, length, heads, head_dim), ``key`` and ``value`` are (batch, length,
+    kv_heads, head_dim), kv_heads dividing heads. After ``seen`` earlier tokens, ``key`` and
+    ``value`` begin with those that `kept` names; no ``sequences`` then. A query that sees no key
+    comes out as zero. ``dropout`` is the share of weights dropped.
+    """
+    length, keys = query.shape[1], key.shape[1]
+    if isinstance(pattern, Full) and sequences is None and (not causal or not seen or length == 1):
+        return _plain(query, key, value, causal and not seen, dropout)
+    if _takes_flex(query, dropout):
+        mask = _flex_mask(pattern, causal, query, sequences, seen)
+        return _flex(query, key, value, mask)
+    tokens = _tokens(pattern, length, sequences, seen, query.device)
+    if pattern.reach is not None and not pattern.prefix and keys > 2 * pattern.reach + 64:
+        return _folded(query, key, value, tokens, pattern, causal, dropout)
+    queries = Tokens(*(x[:, keys - length :] for x in tokens))
+    # How many blocks a row of the table touches is known at run time only: not for a compiler.
+    if length * keys > DENSE_SCORES and not torch.compiler.is_compiling():
+        table, _ = block_table(pattern, causal, queries, tokens, GATHER_BLOCK)
+        if table.float().mean() < DENSE_SHARE:
+            mask_of = _Mask(pattern, causal, queries, tokens, table.expand(len(query), -1, -1))
+            return _gathered(query, key, value, mask_of, dropout)
+    return masked(query, key, value, visible(pattern, causal, queries, tokens), dropout)
+
+
+def masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float) -> Tensor:
+    """Attention under a boolean ``mask`` (batch or 1, queries, keys); shapes as in `attend`."""
+    batch, length, heads, width = query.shape
+    kv_heads = key.shape[2]
+    groups = heads // kv_heads
+    # Heads that share keys queue up as more queries: no copy of the keys for each of them.
+    rows = query.unflatten(2, (kv_heads, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    mask = mask[:, None, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)
+    some = mask.any(-1, keepdim=True)
+    out = F.scaled_dot_product_attention(
+        rows, key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask | ~some, dropout_p=dropout
+    )
+    out = torch.where(some, out, torch.zeros((), dtype=out.dtype, device=out.device))
+    out = out.unflatten(2, (groups, length)).permute(0, 3, 1, 2, 4)
+    return out.reshape(batch, length, heads, width)
+
+
+def _plain(query: Tensor, key: Tensor, value: Tensor, causal: bool, dropout: float) -> Tensor:
+    groups = query.shape[2] // key.shape[2]
+    if groups > 1 and not query.is_cuda:  # shared heads have no fused kernel there
+        key, value = (x.repeat_interleave(groups, dim=2) for x in (key, value))
+    return F.scaled_dot_product_attention(
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        is_causal=causal,
+        dropout_p=dropout,
+        enable_gqa=groups > 1 and query.is_cuda,
+    ).transpose(1, 2)
+
+
+def _tokens(
+    pattern: Pattern, length: int, sequences: Sequences | None, seen: int, device: torch.device
+) -> Tokens:
+    """The tokens that the keys stand for; the queries are the last ``length`` of them."""
+    if not seen:
+        return Tokens.of(length, sequences, device)
+    first, last = kept(pattern, seen)
+    start = torch.arange(first, device=device)
+    return Tokens.at(torch.cat((start, torch.arange(seen - last, seen + length, device=device))))
+
+
+# ---- CUDA
+
+
+def _takes_flex(query: Tensor, dropout: float) -> bool:
+    return (
+        query.is_cuda
+        and use_triton(query)
+        and not dropout
+        and query.dtype != torch.float64
+        and query.shape[1] >= FLEX_LENGTH
+        and query.shape[3] >= 16
+    )
+
+
+@cache
+def _compiled_flex() -> Any:
+    return torch.compile(flex_attention)
+
+
+def _flex(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask) -> Tensor:
+    function = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
+    heads = (x.transpose(1, 2) for x in (query, key, value))
+    grouped = query.shape[2] != key.shape[2]
+    out: Tensor = function(*heads, block_mask=mask, enable_gqa=grouped)
+    return out.transpose(1, 2)
+
+
+# The layers of a model ask for the same mask one after the other. The entry holds the documents'
+# tensor, so that no other can take its id meanwhile.
+_MASKS: OrderedDict[tuple, tuple[Tensor | None, BlockMask]] = OrderedDict()
+_MASKS_KEPT = 8
+
+
+def _flex_mask(
+    pattern: Pattern, causal: bool, query: Tensor, sequences: Sequences | None, seen: int
+) -> BlockMask:
+    batch, length = query.shape[:2]
+
+    def make() -> BlockMask:
+        tokens = _tokens(pattern, length, sequences, seen, query.device)
+        queries = Tokens(*(x[:, tokens.slot.shape[1] - length :] for x in tokens))
+        return flex_mask(pattern, causal, queries, tokens, batch)
+
+    if torch.compiler.is_compiling():
+        return make()
+    document = None if sequences is None else sequences.document
+    inference = torch.is_inference_mode_enabled()  # such a mask cannot be saved for a backward
+    version = 0 if document is None or document.is_inference() else document._version
+    entry = (pattern, causal, batch, length, seen, query.device, id(document), version, inference)
+    if entry not in _MASKS:
+        _MASKS[entry] = (document, make())
+        while len(_MASKS) > _MASKS_KEPT:
+            _MASKS.popitem(last=False)
+    _MASKS.move_to_end(entry)
+    return _MASKS[entry][1]
+
+
+# ---- windows
+
+
+def _folded(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tokens: Tokens,
+    pattern: Pattern,
+    causal: bool,
+    dropout: float,
+) -> Tensor:
+    """A bounded pattern; a dilated one as a plain window over each residue of the position."""
+    past, batch = key.shape[1] - query.shape[1], len(query)
+    query = F.pad(query, (0, 0, 0, 0, past, 0))
+    assert pattern.reach is not None
+    reach, fold = pattern.reach, 1
+    if isinstance(pattern, Dilated):
+        reach, fold = pattern.window - 1, pattern.dilation
+    tail = -key.shape[1] % fold
+
+    def residues(x: Tensor) -> Tensor:
+        return x.unflatten(1, (-1, fold)).transpose(1, 2).flatten(0, 1)
+
+    query, key, value = (residues(F.pad(x, (0, 0, 0, 0, 0, tail))) for x in (query, key, value))
+    parts = Tokens(*(residues(x.expand(batch, -1)) for x in tokens.pad(0, tail)))
+    out = _banded(query, key, value, parts, pattern, causal, reach, dropout)
+    out = out.unflatten(0, (batch, fold)).transpose(1, 2).flatten(1, 2)
+    return out[:, past : out.shape[1] - tail]
+
+
+def _banded(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tokens: Tokens,
+    pattern: Pattern,
+    causal: bool,
+    reach: int,
+    dropout: float,
+) -> Tensor:
+    """Blocks of queries, each with the keys up to ``reach`` away: length * reach scores.
+
+    All rows lie end to end in one, where blocks of keys are overlapping views, not copies;
+    ``tokens`` have a row for each.
+    """
+    rows, length = query.shape[:2]
+    block = min(256, max(32, (reach + 31) // 32 * 32))
+    tail, right = -length % block, 0 if causal else reach
+
+    def end_to_end(x: Tensor) -> Tensor:
+        return F.pad(x, (0, 0, 0, 0, 0, tail)).flatten(0, 1)
+
+    def windows(x: Tensor) -> Tensor:
+        return x.unfold(0, reach + block + right, block)
+
+    tokens = tokens.pad(0, tail)
+    first = torch.arange(rows, device=query.device)[:, None] * (length + 1)
+    document = torch.where(tokens.document < 0, -1, tokens.document + first)
+    line = Tokens(*(x.reshape(1, -1) for x in (tokens.slot, tokens.position, document)))
+    padded = line.pad(reach, right)
+    mask = visible(
+        pattern,
+        causal,
+        Tokens(*(x[0].unflatten(0, (-1, block)) for x in line)),
+        Tokens(*(windows(x[0]) for x in padded)),
+    )
+    keys, values = (
+        windows(F.pad(end_to_end(x), (0, 0, 0, 0, reach, right))).permute(0, 3, 1, 2)
+        for x in (key, value)
+    )
+    out = masked(end_to_end(query).unflatten(0, (-1, block)), keys, values, mask, dropout)
+    return out.flatten(0, 1).unflatten(0, (rows, -1))[:, :length]
+
+
+# ---- any other sparse pattern
+
+
+class _Mask:
+    """A pattern cut into blocks, and the mask of any choice of them."""
+
+    def __init__(
+        self, pattern: Pattern, causal: bool, query: Tokens, key: Tokens, table: Tensor
+    ) -> None:
+        self.pattern, self.causal = pattern, causal
+        self.table = table  # (batch, query blocks, key blocks)
+        self.query, self.key = (self._cut(tokens, len(table)) for tokens in (query, key))
+
+    @staticmethod
+    def _cut(tokens: Tokens, batch: int) -> Tokens:
+        tokens = tokens.pad(0, -tokens.slot.shape[1] % GATHER_BLOCK)
+        return Tokens(*(x.expand(batch, -1).reshape(-1, GATHER_BLOCK) for x in tokens))
+
+    def __call__(self, queries: Tensor, keys: Tensor, valid: Tensor) -> Tensor:
+        """Blocks of queries (n), of keys (n, m), which of these count (n, m) -> their mask."""
+        slot, position, document = (x[keys].flatten(1) for x in self.key)
+        document = torch.where(valid.repeat_interleave(GATHER_BLOCK, dim=1), document, -1)
+        key = Tokens(slot, position, document)
+        return visible(self.pattern, self.causal, Tokens(*(x[queries] for x in self.query)), key)
+
+
+def _gathered(query: Tensor, key: Tensor, value: Tensor, mask_of: _Mask, dropout: float) -> Tensor:
+    """Each block of queries with a copy of the blocks of keys that it touches.
+
+    Blocks that touch about as many others (to the next power of two) are computed at once.
+    """
+    batch, length = query.shape[:2]
+    table = mask_of.table
+    query, key, value = (
+        F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % GATHER_BLOCK)).reshape(
+            -1, GATHER_BLOCK, *x.shape[2:]
+        )
+        for x in (query, key, value)
+    )
+    pairs = table.flatten(0, 1).nonzero()[:, 1]
+    counts = table.sum(-1).flatten()
+    starts = counts.cumsum(0) - counts
+    offset = torch.arange(batch, device=query.device).repeat_interleave(table.shape[1])
+    offset = offset * table.shape[2]
+    rows = [(counts == 0).nonzero()[:, 0]]
+    pieces = [query.new_zeros(len(rows[0]), *query.shape[1:])]
+    below, most = 0, int(counts.max())
+    while below < most:
+        width = min(max(1, 2 * below), most)
+        row = ((counts > below) & (counts <= width)).nonzero()[:, 0]
+        below = width
+        if not len(row):
+            continue
+        step = torch.arange(width, device=row.device)
+        valid = step < counts[row, None]
+        chosen = pairs[torch.where(valid, starts[row, None] + step, 0)] + offset[row, None]
+        mask = mask_of(row, chosen, valid)
+        keys, values = (x[chosen].flatten(1, 2) for x in (key, value))
+        pieces.append(masked(query[row], keys, values, mask, dropout))
+        rows.append(row)
+    out = torch.cat(pieces)[torch.cat(rows).argsort()]
+    return out.reshape(batch, -1, *query.shape[2:])[:, :length]
