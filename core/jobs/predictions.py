@@ -1,0 +1,254 @@
+"""Batch prediction: every record of a data module through a task, into a folder of shards."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from torch.utils.data import DataLoader, Dataset
+
+from core.jobs.data import Encoded, Record, RecordDataModule, digest, encode_records
+from core.jobs.errors import DataError, UsageError, UserError
+from core.jobs.predictor import assemble, batches, predicted_rows, skipped_rows
+from core.jobs.shards import Manifest, merge, open_folder, write_shard, write_whole
+
+
+@dataclass
+class PredictionConfig:
+    """Where predictions go.
+
+    Args:
+        path: folder of Parquet shards; a killed job given the same folder goes on where it was.
+        rows_per_shard: records in a shard. One shard is held in memory at a time.
+        export: file to write as well, in a format of the domain.
+    """
+
+    path: str
+    rows_per_shard: int = 4096
+    export: str | None = None
+
+
+def predict(
+    task: LightningModule,
+    datamodule: RecordDataModule,
+    trainer: Trainer,
+    config: PredictionConfig,
+    *,
+    model_version: str,
+    config_hash: str,
+) -> Path:
+    """Predict every record with the trainer's devices and precision; the finished folder.
+
+    Each rank takes shards of its own. Shards that an earlier, killed run of the same job finished
+    are kept. Raises UsageError for a folder that is not this job's, DataError for bad records.
+    """
+    if config.rows_per_shard < 1:
+        raise UsageError(f"rows_per_shard is {config.rows_per_shard}; it must be at least 1")
+    if trainer.limit_predict_batches != 1.0:
+        raise UsageError("limit_predict_batches and fast_dev_run leave records out; remove them")
+    if config.export is not None:
+        datamodule.check_export(Path(config.export))
+    job = _Job(datamodule, config, model_version, config_hash)
+    writer = _ShardWriter()
+    trainer.callbacks.append(writer)  # type: ignore[attr-defined]
+    try:
+        trainer.predict(task, datamodule=job, return_predictions=False)
+    finally:
+        trainer.callbacks.remove(writer)  # type: ignore[attr-defined]
+    return Path(config.path)
+
+
+class _Job(LightningDataModule):
+    """The user's data module, read shard by shard.
+
+    A data module of its own, because only within the trainer's run is the data set up, and known
+    how many ranks there are.
+    """
+
+    manifest: Manifest
+    loader: _ShardLoader
+
+    def __init__(
+        self,
+        datamodule: RecordDataModule,
+        config: PredictionConfig,
+        model_version: str,
+        config_hash: str,
+    ) -> None:
+        super().__init__()
+        self.datamodule = datamodule
+        self.folder = Path(config.path)
+        self.export = None if config.export is None else Path(config.export)
+        self.config = config
+        self.model_version = model_version
+        self.config_hash = config_hash
+        self.prepare_data_per_node = datamodule.prepare_data_per_node
+
+    def prepare_data(self) -> None:
+        self.datamodule.prepare_data()
+
+    def setup(self, stage: str) -> None:
+        assert self.trainer is not None
+        self.datamodule.setup(stage)
+        records = self.datamodule.predict_records()
+        # Rank zero alone looks at the folder; what it finds, an error too, goes to all.
+        found: list[int] | UserError = []
+        if self.trainer.is_global_zero:
+            try:
+                found = self._open(len(records))
+            except UserError as error:
+                found = error
+        found, manifest = self.trainer.strategy.broadcast((found, getattr(self, "manifest", None)))
+        if isinstance(found, UserError):
+            raise found
+        assert manifest is not None
+        self.manifest = manifest
+        mine = found[self.trainer.global_rank :: self.trainer.world_size]
+        self.shards = mine
+        self.loader = _ShardLoader(
+            self.datamodule,
+            records,
+            [manifest.numbers(shard) for shard in mine],
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+        )
+
+    def _open(self, records: int) -> list[int]:
+        if records == 0:
+            raise DataError("no records to predict: the input is empty; give one with records")
+        files = self.datamodule.digest_files()
+        if self.export is not None and self.export.resolve() in [file.resolve() for file in files]:
+            raise UsageError(
+                f"{self.export}: is the input itself; choose another file to export to"
+            )
+        self.manifest = Manifest(
+            input_digest=digest(files),
+            model_version=self.model_version,
+            config_hash=self.config_hash,
+            records=records,
+            rows_per_shard=self.config.rows_per_shard,
+        )
+        return open_folder(self.folder, self.manifest)
+
+    def predict_dataloader(self) -> _ShardLoader:
+        return self.loader
+
+    def finish(self) -> None:
+        merge(self.folder, self.manifest)
+        if self.export is not None:
+            write_whole(self.export, lambda file: self.datamodule.export(self.folder, file))
+
+    def teardown(self, stage: str) -> None:
+        self.datamodule.teardown(stage)
+
+
+class _ShardLoader:
+    """Batches in record order, none across two shards.
+
+    Not a DataLoader itself, since Lightning would put its own sampler into one and remember every
+    index it has seen. ``taken`` holds what is known of the batches that are on their way.
+    """
+
+    def __init__(
+        self,
+        datamodule: RecordDataModule,
+        records: Sequence[Record],
+        shards: list[range],
+        pin_memory: bool,
+    ) -> None:
+        self.datamodule = datamodule
+        self.records = records
+        self.shards = shards
+        self.pin_memory = pin_memory
+        self.taken: deque[Encoded] = deque()
+
+    def __len__(self) -> int:
+        size = self.datamodule.batch_size
+        # At least 1: Lightning refuses an empty loader on one rank of several, and leaves out the
+        # hooks, with their barrier, on a rank with nothing to do.
+        return max(1, sum(-(-len(numbers) // size) for numbers in self.shards))
+
+    def __iter__(self) -> Iterator[Any]:
+        loader = DataLoader(
+            _EncodedBatches(self.datamodule, self.records),
+            sampler=_Batches(self.shards, self.datamodule.batch_size),
+            batch_size=None,
+            num_workers=self.datamodule.num_workers,
+            collate_fn=_unchanged,
+            pin_memory=self.pin_memory,
+        )
+        for encoded in loader:
+            self.taken.append(encoded._replace(batch=None))
+            if encoded.batch is not None:
+                yield encoded.batch
+
+
+@dataclass
+class _Batches:
+    shards: list[range]
+    size: int
+
+    def __iter__(self) -> Iterator[range]:
+        for numbers in self.shards:
+            yield from batches(numbers, self.size)
+
+
+def _unchanged(encoded: Encoded) -> Encoded:
+    return encoded
+
+
+class _EncodedBatches(Dataset):
+    def __init__(self, datamodule: RecordDataModule, records: Sequence[Record]) -> None:
+        self.datamodule = datamodule
+        self.records = records
+
+    def __getitem__(self, numbers: range) -> Encoded:
+        return encode_records(self.datamodule, ((n, self.records[n]) for n in numbers))
+
+
+class _ShardWriter(Callback):
+    """Gathers the rows of one shard at a time and writes it when its last record is there."""
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        job: _Job = trainer.datamodule  # type: ignore[attr-defined]
+        self.job = job
+        self.open = deque(job.shards)
+        self.parts: list[pa.Table] = []
+        self.records = 0
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Mapping[str, Any],
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._add_skipped()
+        encoded = self.job.loader.taken.popleft()
+        self._add(encoded, predicted_rows(outputs, encoded))
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._add_skipped()
+        trainer.strategy.barrier("all shards written")
+        if trainer.is_global_zero:
+            self.job.finish()
+
+    def _add_skipped(self) -> None:
+        """Batches of which no record was left never reached the model."""
+        taken = self.job.loader.taken
+        while taken and not taken[0].numbers:
+            self._add(taken.popleft())
+
+    def _add(self, encoded: Encoded, *rows: pa.Table) -> None:
+        self.parts += [skipped_rows(encoded), *rows]
+        self.records += len(encoded.numbers) + len(encoded.skipped)
+        numbers = self.job.manifest.numbers(self.open[0])
+        if self.records == len(numbers):
+            write_shard(self.job.folder, self.open.popleft(), assemble(self.parts, numbers))
+            self.parts, self.records = [], 0
