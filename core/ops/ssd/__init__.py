@@ -90,9 +90,10 @@ def _check(
             )
 
 
-def _takes_kernel(x: Tensor) -> bool:
-    """Triton accumulates in float32, so float64 stays with PyTorch; so does an empty batch."""
-    return use_triton(x) and x.dtype != torch.float64 and x.numel() > 0
+def _takes_kernel(x: Tensor, B: Tensor) -> bool:
+    """Triton accumulates in float32, so float64 stays with PyTorch; so do sizes past a tile."""
+    fits = x.numel() > 0 and x.shape[-1] <= 128 and 0 < B.shape[-1] <= 256
+    return use_triton(x) and x.dtype != torch.float64 and fits
 
 
 @torch.library.custom_op("longspan::ssd", mutates_args=())
@@ -104,7 +105,7 @@ def _ssd(
     initial_state: Tensor | None,
     segments: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    if _takes_kernel(x):
+    if _takes_kernel(x, B):
         from core.ops.ssd import kernel
 
         return kernel.forward(x, log_decay, B, C, initial_state, segments)
@@ -136,7 +137,7 @@ def _ssd_backward(
     segments: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     inputs = (grad_y, grad_final, x, log_decay, B, C, initial_state, segments)
-    if _takes_kernel(x):
+    if _takes_kernel(x, B):
         from core.ops.ssd import kernel
 
         return kernel.backward(*inputs)

@@ -136,7 +136,9 @@ def _prepare(
     last = code[:, -1:] if length else code.new_zeros(batch, 1)
     code = torch.cat([code, last.expand(-1, padding)], dim=1)
     return _Inputs(
-        *(_chunks(tensor, groups, dtype, real) for tensor in (x, B, C)),
+        _chunks(x, groups, dtype, real),
+        _chunks(B, groups, dtype, real),
+        _chunks(C, groups, dtype, real),
         _chunks(log_decay, groups, dtype, real).clamp(min=LOWEST_LOG_DECAY),
         code.reshape(batch, -1, CHUNK).transpose(0, 1)[:, :, None, None],
         real,
@@ -176,7 +178,7 @@ def _start(inputs: _Inputs, initial_state: Tensor | None) -> Tensor:
 
 
 def _advance(state: Tensor, x: Tensor, B: Tensor, decays: _Decays) -> Tensor:
-    """The state after a chunk. ``x`` and ``B`` weighted by ``exit``, the old state by ``through``."""
+    """The state after a chunk."""
     return decays.through * state + (x * decays.exit).transpose(-1, -2) @ B
 
 
@@ -232,12 +234,9 @@ def ssd_chunked_backward(
         collected: list[tuple[Tensor, ...]] = []
         for chunk in reversed(range(count)):
             decays = _decays(inputs, chunk)
+            x_c, B_c, C_c = inputs.x[chunk], inputs.B[chunk], inputs.C[chunk]
             *grads, grad_state = _chunk_backward(
-                grad_chunks[chunk],
-                grad_state,
-                *(part[chunk] for part in (inputs.x, inputs.B, inputs.C)),
-                states.pop(),
-                decays,
+                grad_chunks[chunk], grad_state, x_c, B_c, C_c, states.pop(), decays
             )
             collected.append(tuple(grads))
     dx, da, dB, dC = (

@@ -1,0 +1,113 @@
+"""What the Triton kernels of state space duality share: where a tile lies, and its decays."""
+
+# Triton's decorators carry no types.
+# mypy: disallow-untyped-decorators=False
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import triton
+import triton.language as tl
+
+INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@triton.jit
+def dot(a: Any, b: Any, PRECISION: tl.constexpr) -> Any:
+    if INTERPRET:  # it multiplies bf16 wrongly
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, input_precision=PRECISION)
+
+
+@triton.jit
+def locate(chunks: Any, HEADS: tl.constexpr) -> Any:
+    """Row of the batch, chunk and head of this program, int64 for offsets; heads vary fastest."""
+    pid = tl.program_id(0).to(tl.int64)
+    return pid // HEADS // chunks, (pid // HEADS) % chunks, pid % HEADS
+
+
+@triton.jit
+def load_rows(
+    pointer: Any,
+    strides: Any,
+    b: Any,
+    start: Any,
+    head: Any,
+    mask: Any,
+    columns: Any,
+    WIDTH: tl.constexpr,
+) -> Any:
+    """A tile (positions, columns) from position ``start`` on; zeros where masked."""
+    rows = tl.arange(0, mask.shape[0]).to(tl.int64)
+    base = pointer + b * strides[0] + start * strides[1] + head * strides[2]
+    return tl.load(
+        base + rows[:, None] * strides[1] + columns[None, :],
+        mask=mask[:, None] & (columns < WIDTH)[None, :],
+        other=0.0,
+    )
+
+
+@triton.jit
+def load_state(
+    pointer: Any, place: Any, rows: Any, columns: Any, P: tl.constexpr, N: tl.constexpr
+) -> Any:
+    """A tile of the state (head_dim, state) at ``place``, an index over (batch, chunk, head)."""
+    return tl.load(
+        pointer + place * P * N + rows[:, None] * N + columns[None, :],
+        mask=(rows < P)[:, None] & (columns < N)[None, :],
+        other=0.0,
+    )
+
+
+@triton.jit
+def load_segments(
+    pointer: Any, b: Any, start: Any, length: Any, CHUNK: tl.constexpr, PACKED: tl.constexpr
+) -> Any:
+    """Which positions are real, their segments, those of the entering and of the leaving state."""
+    t = start + tl.arange(0, CHUNK)
+    real = t < length
+    segment = tl.zeros((CHUNK,), tl.int32)
+    entering = tl.max(segment, 0)
+    if PACKED:
+        code = tl.load(pointer + b * length + t, mask=real, other=0)
+        real = real & (code >= 0)
+        segment = tl.where(code < 0, -1 - code, code)
+        before = tl.load(pointer + b * length + start - 1, mask=start > 0, other=0)
+        entering = tl.where(before < 0, -1 - before, before)
+    # Segments only grow along a row, and positions past its end hold zero.
+    return real, segment, entering, tl.max(segment, 0)
+
+
+@triton.jit
+def load_sums(pointer: Any, place: Any, CHUNK: tl.constexpr) -> Any:
+    """Cumulative log-decays as pairs of float32; ``place`` indexes (batch, head, chunk)."""
+    at = pointer + place * 2 * CHUNK + tl.arange(0, CHUNK)
+    return tl.load(at), tl.load(at + CHUNK)
+
+
+@triton.jit
+def decay_within(high: Any, low: Any, segment: Any, CHUNK: tl.constexpr) -> Any:
+    """How much of position s (column) position t (row) sees."""
+    i = tl.arange(0, CHUNK)
+    difference = (high[:, None] - high[None, :]) + (low[:, None] - low[None, :])
+    seen = (i[:, None] >= i[None, :]) & (segment[:, None] == segment[None, :])
+    return tl.exp(tl.where(seen, difference, -float("inf")))
+
+
+@triton.jit
+def decay_from_entry(high: Any, segment: Any, entering: Any) -> Any:
+    """How much of the entering state each position sees."""
+    return tl.where(segment == entering, tl.exp(high), 0.0)
+
+
+@triton.jit
+def decay_to_exit(
+    pointer: Any, place: Any, high: Any, low: Any, segment: Any, leaving: Any, CHUNK: tl.constexpr
+) -> Any:
+    """How much of each position the leaving state sees."""
+    end = pointer + place * 2 * CHUNK + CHUNK - 1
+    difference = (tl.load(end) - high) + (tl.load(end + CHUNK) - low)
+    return tl.where(segment == leaving, tl.exp(difference), 0.0)
