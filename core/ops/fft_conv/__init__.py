@@ -1,0 +1,190 @@
+"""Gated long convolution of any length, with its gradients. Layout (batch, channels, length)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.ops.dispatch import use_triton
+from core.ops.fft_conv import spectral
+from core.ops.fft_conv.reference import fft_conv_reference
+
+__all__ = ["fft_conv", "fft_conv_reference"]
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+def fft_conv(
+    u: Tensor,
+    k: Tensor,
+    *,
+    skip: Tensor | None = None,
+    pre_gate: Tensor | None = None,
+    post_gate: Tensor | None = None,
+    reverse_k: Tensor | None = None,
+    circular: bool = False,
+) -> Tensor:
+    """y_t = post_gate_t (sum_s k_s v_{t-s} + sum_s reverse_k_s v_{t+s} + skip v_t), v = pre_gate u.
+
+    u, pre_gate, post_gate: (batch, channels, length); k: (channels, taps); reverse_k: (channels,
+    taps of its own); skip: (channels,). At most ``length`` taps. v is zero outside the sequence or,
+    with ``circular``, periodic (then no ``reverse_k``). Both filters' taps 0 count at s = 0.
+
+    Computes in float32 (float64 for a float64 ``u``) and returns the dtype of ``u``. Differentiable
+    once in every tensor; only the inputs are kept for the backward pass. Raises ValueError naming
+    the argument for shapes, dtypes and devices that do not fit. The operator: Poli et al. 2023,
+    "Hyena Hierarchy", arXiv 2302.10866.
+    """
+    _check(u, k, skip, pre_gate, post_gate, reverse_k, circular)
+    h, zero = _merge(u, k, skip, reverse_k)
+    y: Tensor = _fft_conv(u, h, pre_gate, post_gate, zero, circular)
+    return y
+
+
+def _check(
+    u: Tensor,
+    k: Tensor,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    reverse_k: Tensor | None,
+    circular: bool,
+) -> None:
+    if u.ndim != 3 or u.shape[-1] < 1 or u.dtype not in DTYPES:
+        raise ValueError(
+            "fft_conv: u must be floating point (batch, channels, length >= 1), "
+            f"got {tuple(u.shape)} {u.dtype}"
+        )
+    if circular and reverse_k is not None:
+        raise ValueError("fft_conv: reverse_k is not defined for circular=True; drop one of them")
+    channels, length = u.shape[1:]
+    for name, x in (("k", k), ("reverse_k", reverse_k)):
+        if x is None:
+            continue
+        if x.ndim != 2 or x.shape[0] != channels or not 1 <= x.shape[1] <= length:
+            raise ValueError(
+                f"fft_conv: {name} must be ({channels}, taps) with 1 to {length} taps for u of "
+                f"{tuple(u.shape)}, got {tuple(x.shape)}"
+            )
+    for name, x, shape in (
+        ("skip", skip, (channels,)),
+        ("pre_gate", pre_gate, tuple(u.shape)),
+        ("post_gate", post_gate, tuple(u.shape)),
+    ):
+        if x is not None and tuple(x.shape) != shape:
+            raise ValueError(f"fft_conv: {name} must be {shape}, got {tuple(x.shape)}")
+    for name, x in (
+        ("k", k),
+        ("reverse_k", reverse_k),
+        ("skip", skip),
+        ("pre_gate", pre_gate),
+        ("post_gate", post_gate),
+    ):
+        if x is None:
+            continue
+        if x.dtype not in DTYPES or x.device != u.device:
+            raise ValueError(
+                f"fft_conv: {name} must be floating point on {u.device}, "
+                f"got {x.dtype} on {x.device}"
+            )
+
+
+def _merge(
+    u: Tensor, k: Tensor, skip: Tensor | None, reverse_k: Tensor | None
+) -> tuple[Tensor, int]:
+    """One filter for both directions and the skip, and where in it lag 0 stands.
+
+    Skip is a tap at lag 0; a filter backward in time is one of negative lags.
+    """
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    k = k.to(dtype)
+    if skip is None and reverse_k is None:
+        return k, 0
+    now = k[:, :1]
+    if skip is not None:
+        now = now + skip[:, None].to(dtype)
+    if reverse_k is None:
+        return torch.cat([now, k[:, 1:]], 1), 0
+    reverse_k = reverse_k.to(dtype)
+    past = [now + reverse_k[:, :1], k[:, 1:]]
+    return torch.cat([reverse_k[:, 1:].flip(1), *past], 1), reverse_k.shape[1] - 1
+
+
+def _triton(u: Tensor) -> bool:
+    return use_triton(u) and u.dtype != torch.float64
+
+
+@torch.library.custom_op("longspan::fft_conv", mutates_args=())
+def _fft_conv(
+    u: Tensor,
+    h: Tensor,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    zero: int,
+    circular: bool,
+) -> Tensor:
+    if _triton(u):
+        from core.ops.fft_conv import kernel
+
+        return kernel.forward(u, h, pre_gate, post_gate, zero, circular)
+    return spectral.forward(u, h, pre_gate, post_gate, zero, circular)
+
+
+@_fft_conv.register_fake
+def _(
+    u: Tensor,
+    h: Tensor,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    zero: int,
+    circular: bool,
+) -> Tensor:
+    return u.new_empty(u.shape)
+
+
+@torch.library.custom_op("longspan::fft_conv_backward", mutates_args=())
+def _fft_conv_backward(
+    dy: Tensor,
+    u: Tensor,
+    h: Tensor,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    zero: int,
+    circular: bool,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if _triton(u):
+        from core.ops.fft_conv import kernel
+
+        return kernel.backward(dy, u, h, pre_gate, post_gate, zero, circular, wanted)
+    return spectral.backward(dy, u, h, pre_gate, post_gate, zero, circular, wanted)
+
+
+@_fft_conv_backward.register_fake
+def _(
+    dy: Tensor,
+    u: Tensor,
+    h: Tensor,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    zero: int,
+    circular: bool,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return spectral.empty_gradients(u, h, pre_gate, post_gate, wanted)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.zero, ctx.circular = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = list(ctx.needs_input_grad[:4])
+    gradients = _fft_conv_backward(dy, *ctx.saved_tensors, ctx.zero, ctx.circular, wanted)
+    return (*(g if want else None for g, want in zip(gradients, wanted, strict=True)), None, None)
+
+
+_fft_conv.register_autograd(_differentiate, setup_context=_setup_context)

@@ -1,0 +1,72 @@
+"""Triton versions of the gated long convolution: Toeplitz products for short sequences, FFT beyond.
+
+README.md says where one takes over from the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from core.ops.fft_conv import spectral
+from core.ops.fft_conv.fused import FUSED
+from core.ops.fft_conv.toeplitz import convolve, correlate
+
+# Longest sequence for which Toeplitz products beat the FFT. They are quadratic, but on tensor
+# cores, except in float32.
+TOEPLITZ_LENGTH = {torch.bfloat16: 4096, torch.float16: 4096, torch.float32: 512}
+
+
+def _long(u: Tensor) -> bool:
+    return u.numel() == 0 or u.shape[-1] > TOEPLITZ_LENGTH[u.dtype]
+
+
+def forward(
+    u: Tensor,
+    h: Tensor,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    zero: int,
+    circular: bool,
+) -> Tensor:
+    """As `spectral.forward`, for bf16, fp16 and float32."""
+    if _long(u):
+        return spectral.forward(u, h, pre_gate, post_gate, zero, circular, FUSED)
+    y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    convolve(u, pre_gate, h.contiguous(), zero, circular, [(y, post_gate)], flip=False)
+    return y
+
+
+def backward(
+    dy: Tensor,
+    u: Tensor,
+    h: Tensor,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    zero: int,
+    circular: bool,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `spectral.backward`, for bf16, fp16 and float32.
+
+    The gradients of u and pre_gate are the forward pass with time reversed and the gates' roles
+    exchanged; that of post_gate is the forward pass with dy in its place.
+    """
+    if _long(u):
+        return spectral.backward(dy, u, h, pre_gate, post_gate, zero, circular, wanted, FUSED)
+    h = h.contiguous()
+    du, dh, dpre, dpost = spectral.empty_gradients(u, h, pre_gate, post_gate, wanted)
+    targets: list[tuple[Tensor, Tensor | None]] = []
+    if wanted[0]:
+        targets.append((du, pre_gate))
+    if wanted[2]:
+        targets.append((dpre, u))
+    if targets:
+        convolve(dy, post_gate, h, zero, circular, targets, flip=True)
+    if wanted[1]:
+        dh = correlate(dy, post_gate, u, pre_gate, h.shape[1], zero, circular)
+    if wanted[3]:
+        convolve(u, pre_gate, h, zero, circular, [(dpost, dy)], flip=False)
+    return du, dh, dpre, dpost
