@@ -63,7 +63,7 @@ def attend(
         return _flex(query, key, value, mask)
     tokens = _tokens(pattern, length, sequences, seen, query.device)
     if pattern.reach is not None and not pattern.prefix and keys > 2 * pattern.reach + 64:
-        return _folded(query, key, value, tokens, pattern, causal, dropout)
+        return _windowed(query, key, value, tokens, pattern, causal, dropout)
     queries = Tokens(*(x[:, keys - length :] for x in tokens))
     # How many blocks a row of the table touches is known at run time only: not for a compiler.
     if length * keys > DENSE_SCORES and not torch.compiler.is_compiling():
@@ -176,7 +176,7 @@ def _flex_mask(
 # ---- windows
 
 
-def _folded(
+def _windowed(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -185,67 +185,44 @@ def _folded(
     causal: bool,
     dropout: float,
 ) -> Tensor:
-    """A bounded pattern; a dilated one as a plain window over each residue of the position."""
-    past, batch = key.shape[1] - query.shape[1], len(query)
-    query = F.pad(query, (0, 0, 0, 0, past, 0))
-    assert pattern.reach is not None
-    reach, fold = pattern.reach, 1
+    """Blocks of queries, each with the keys up to the pattern's reach: length * reach scores.
+
+    All rows lie end to end in one line, on which blocks of keys are overlapping views, not copies.
+    A dilated pattern becomes a plain window: its line takes the residues of the slot in turn.
+    """
+    reach, fold = pattern.reach or 0, 1
     if isinstance(pattern, Dilated):
         reach, fold = pattern.window - 1, pattern.dilation
-    tail = -key.shape[1] % fold
-
-    def residues(x: Tensor) -> Tensor:
-        return x.unflatten(1, (-1, fold)).transpose(1, 2).flatten(0, 1)
-
-    query, key, value = (residues(F.pad(x, (0, 0, 0, 0, 0, tail))) for x in (query, key, value))
-    parts = Tokens(*(residues(x.expand(batch, -1)) for x in tokens.pad(0, tail)))
-    out = _banded(query, key, value, parts, pattern, causal, reach, dropout)
-    out = out.unflatten(0, (batch, fold)).transpose(1, 2).flatten(1, 2)
-    return out[:, past : out.shape[1] - tail]
-
-
-def _banded(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    tokens: Tokens,
-    pattern: Pattern,
-    causal: bool,
-    reach: int,
-    dropout: float,
-) -> Tensor:
-    """Blocks of queries, each with the keys up to ``reach`` away: length * reach scores.
-
-    All rows lie end to end in one, where blocks of keys are overlapping views, not copies;
-    ``tokens`` have a row for each.
-    """
-    rows, length = query.shape[:2]
     block = min(256, max(32, (reach + 31) // 32 * 32))
-    tail, right = -length % block, 0 if causal else reach
+    batch, keys, past = len(key), key.shape[1], key.shape[1] - query.shape[1]
+    blocks = (keys + fold * block - 1) // (fold * block)  # of each residue
+    tail, right = blocks * fold * block - keys, 0 if causal else reach
 
-    def end_to_end(x: Tensor) -> Tensor:
-        return F.pad(x, (0, 0, 0, 0, 0, tail)).flatten(0, 1)
+    def line(x: Tensor) -> Tensor:
+        x = x.reshape(batch, blocks * block, fold, *x.shape[2:]).transpose(1, 2)
+        return x.reshape(batch * fold * blocks * block, *x.shape[3:])
 
     def windows(x: Tensor) -> Tensor:
         return x.unfold(0, reach + block + right, block)
 
-    tokens = tokens.pad(0, tail)
-    first = torch.arange(rows, device=query.device)[:, None] * (length + 1)
-    document = torch.where(tokens.document < 0, -1, tokens.document + first)
-    line = Tokens(*(x.reshape(1, -1) for x in (tokens.slot, tokens.position, document)))
-    padded = line.pad(reach, right)
+    def heads(x: Tensor) -> Tensor:
+        ends = F.pad(line(F.pad(x, (0, 0, 0, 0, 0, tail))), (0, 0, 0, 0, reach, right))
+        return windows(ends).permute(0, 3, 1, 2)
+
+    row = torch.arange(batch, device=query.device)[:, None] * (keys + 1)
+    document = torch.where(tokens.document < 0, -1, tokens.document + row)
+    tokens = Tokens(tokens.slot, tokens.position, document).pad(0, tail)
+    on_line = Tokens(*(line(x.expand(batch, -1))[None] for x in tokens))
     mask = visible(
         pattern,
         causal,
-        Tokens(*(x[0].unflatten(0, (-1, block)) for x in line)),
-        Tokens(*(windows(x[0]) for x in padded)),
+        Tokens(*(x.reshape(-1, block) for x in on_line)),
+        Tokens(*(windows(x[0]) for x in on_line.pad(reach, right))),
     )
-    keys, values = (
-        windows(F.pad(end_to_end(x), (0, 0, 0, 0, reach, right))).permute(0, 3, 1, 2)
-        for x in (key, value)
-    )
-    out = masked(end_to_end(query).unflatten(0, (-1, block)), keys, values, mask, dropout)
-    return out.flatten(0, 1).unflatten(0, (rows, -1))[:, :length]
+    query = line(F.pad(query, (0, 0, 0, 0, past, tail))).unflatten(0, (-1, block))
+    out = masked(query, heads(key), heads(value), mask, dropout)
+    out = out.reshape(batch, fold, blocks * block, *out.shape[2:]).transpose(1, 2).flatten(1, 2)
+    return out[:, past:keys]
 
 
 # ---- any other sparse pattern

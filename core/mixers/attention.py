@@ -78,8 +78,8 @@ class Attention(Mixer):
         self.k_proj = nn.Linear(self.context_dim, narrow, bias=bias)
         self.v_proj = nn.Linear(self.context_dim, narrow, bias=bias)
         self.o_proj = nn.Linear(dim, dim, bias=bias)
-        self.q_norm = nn.RMSNorm(self.head_dim) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.q_norm = nn.RMSNorm(self.head_dim) if qk_norm else None
+        self.k_norm = nn.RMSNorm(self.head_dim) if qk_norm else None
 
     def extra_repr(self) -> str:
         return f"causal={self.causal}, kv_heads={self.kv_heads}, pattern={self.visible}"
@@ -145,10 +145,14 @@ class Attention(Mixer):
 
     def _heads(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of ``x``, keys and values of ``source``: (batch, length, heads, head_dim)."""
+        query = self.q_proj(x).unflatten(-1, (self.heads, self.head_dim))
+        key = self.k_proj(source).unflatten(-1, (self.kv_heads, self.head_dim))
         value = self.v_proj(source).unflatten(-1, (self.kv_heads, self.head_dim))
-        query = self.q_norm(self.q_proj(x).unflatten(-1, (self.heads, self.head_dim)))
-        key = self.k_norm(self.k_proj(source).unflatten(-1, (self.kv_heads, self.head_dim)))
-        return query.to(value.dtype), key.to(value.dtype), value  # autocast's norm gives float32
+        if self.q_norm is not None and self.k_norm is not None:
+            # The fused norm wants its input in the type of its weight, which autocast leaves wide.
+            query = self.q_norm(query.to(self.q_norm.weight.dtype)).to(value.dtype)
+            key = self.k_norm(key.to(self.k_norm.weight.dtype)).to(value.dtype)
+        return query, key, value
 
     def _self(
         self, x: Tensor, sequences: Sequences | None, state: AttentionState | None
