@@ -109,7 +109,8 @@ def _ssd(
         from core.ops.ssd import kernel
 
         return kernel.forward(x, log_decay, B, C, initial_state, segments)
-    return reference.ssd_chunked(x, log_decay, B, C, initial_state, segments)
+    y, state = reference.ssd_chunked(x, log_decay, B, C, initial_state, segments)
+    return y.contiguous(), state.contiguous()  # the strides that the fake promises
 
 
 @_ssd.register_fake
@@ -141,7 +142,14 @@ def _ssd_backward(
         from core.ops.ssd import kernel
 
         return kernel.backward(*inputs)
-    return reference.ssd_chunked_backward(*inputs)
+    dx, d_decay, dB, dC, d_state = reference.ssd_chunked_backward(*inputs)
+    return (
+        dx.contiguous(),
+        d_decay.contiguous(),
+        dB.contiguous(),
+        dC.contiguous(),
+        d_state.contiguous(),
+    )
 
 
 @_ssd_backward.register_fake
@@ -164,9 +172,9 @@ def _save(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Ten
 
 
 def _differentiate(ctx: Any, grad_y: Tensor, grad_final: Tensor) -> tuple[Tensor | None, ...]:
-    initial_state = ctx.saved_tensors[4]
-    *grads, grad_initial = _ssd_backward(grad_y, grad_final, *ctx.saved_tensors)
-    return (*grads, None if initial_state is None else grad_initial, None)
+    saved = ctx.saved_tensors  # once: checkpointing recomputes them at each access
+    *grads, grad_initial = _ssd_backward(grad_y, grad_final, *saved)
+    return (*grads, None if saved[4] is None else grad_initial, None)
 
 
 _ssd.register_autograd(_differentiate, setup_context=_save)
