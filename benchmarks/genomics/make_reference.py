@@ -32,7 +32,9 @@ def main() -> None:
                 tensors[f"tokens_{length}"] = tokens
                 tensors[f"hidden_{length}"] = model(tokens)
         state = {f"model.{k}": v.clone().contiguous() for k, v in model.state_dict().items()}
-        save_file({**state, **tensors}, TARGET / f"official_w{width}_l{layers}_n{max_length}.safetensors")
+        save_file(
+            {**state, **tensors}, TARGET / f"official_w{width}_l{layers}_n{max_length}.safetensors"
+        )
 
 
 if __name__ == "__main__":

@@ -49,7 +49,9 @@ def load_official(path: Path) -> Any:
     return module
 
 
-def official_model(module: Any, width: int, layers: int, max_length: int, **options: Any) -> nn.Module:
+def official_model(
+    module: Any, width: int, layers: int, max_length: int, **options: Any
+) -> nn.Module:
     """Their backbone with the settings of the published tiny models."""
     layer = {"emb_dim": 5, "filter_order": 64, "l_max": max_length, "w": 10, "lr_pos_emb": 0.0}
     return module.HyenaDNAModel(

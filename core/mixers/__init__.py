@@ -1,10 +1,20 @@
 """Token mixers: (batch, length, dim) -> (batch, length, dim)."""
 
+from core.mixers.attention import Attention
 from core.mixers.base import PATTERNS, Mixer, UnsupportedPattern
 from core.mixers.hyena import Hyena
 from core.mixers.mamba2 import Mamba2
 from core.mixers.s4d import S4D
 
-MIXERS: tuple[type[Mixer], ...] = (Hyena, Mamba2, S4D)
+MIXERS: tuple[type[Mixer], ...] = (Attention, Hyena, Mamba2, S4D)
 
-__all__ = ["MIXERS", "PATTERNS", "S4D", "Hyena", "Mamba2", "Mixer", "UnsupportedPattern"]
+__all__ = [
+    "MIXERS",
+    "PATTERNS",
+    "S4D",
+    "Attention",
+    "Hyena",
+    "Mamba2",
+    "Mixer",
+    "UnsupportedPattern",
+]

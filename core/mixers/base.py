@@ -38,7 +38,7 @@ class Mixer(nn.Module):
     pieces.
     """
 
-    patterns: ClassVar[frozenset[str]] = frozenset()
+    patterns: frozenset[str] = frozenset()  # an instance may narrow it by its options
     recurrent: ClassVar[bool] = False
 
     def __init__(self, dim: int, causal: bool) -> None:

@@ -64,7 +64,7 @@ class ImplicitFilter(nn.Module):
         decay = torch.linspace(
             math.log(target) / slow_decay, math.log(target) / fast_decay, channels
         )
-        self.register_buffer("deltas", decay.abs())
+        self.register_buffer("deltas", decay)
         self.sine = Sine(width, frequency)
         self.layers = nn.ModuleList(
             [nn.Linear(features, width)] + [nn.Linear(width, width) for _ in range(inner_layers)]
@@ -72,12 +72,17 @@ class ImplicitFilter(nn.Module):
         self.out = nn.Linear(width, channels, bias=False)
 
     def forward(self, length: int) -> Tensor:
+        # sin(10 x) of a bfloat16 x is wrong by tenths: the filter is small, so it stays in float32
+        with torch.autocast(self.z.device.type, enabled=False):
+            return self._filters(length)
+
+    def _filters(self, length: int) -> Tensor:
         hidden = self.z[:length]
         for layer in self.layers:
             hidden = self.sine(layer(hidden))
         # (channels, length) straight from the product: no transposed copy before the FFT
         filters = self.out.weight @ hidden.T
-        window = torch.exp(-self.deltas[:, None] * self.t[:length, 0]) + self.shift
+        window = torch.exp(-self.deltas.abs()[:, None] * self.t[:length, 0]) + self.shift
         return filters * window.to(filters.dtype)
 
 
