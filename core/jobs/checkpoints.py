@@ -1,0 +1,242 @@
+"""Checkpoints of a run: ``last.ckpt`` to go on from, ``best.ckpt`` to use.
+
+What must hold, wherever a process is killed:
+
+- ``last.ckpt`` is always whole. It is written under another name and renamed.
+- Every metric up to its step is in the tracker. Lightning logs a step's metrics after the hook in
+  which the step can be saved, so the file is renamed in the next hook, after the logger is flushed.
+- Going on from it gives what an uninterrupted run would have given: it holds the random states and
+  the position in the data.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import signal
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from core.jobs import signals
+from core.jobs.errors import UsageError
+from core.jobs.tracking import RunLogger
+from core.jobs.usage import did_you_mean
+
+
+@dataclass
+class CheckpointConfig:
+    """When checkpoints are written.
+
+    Args:
+        every_n_train_steps: optimizer steps between two writes of ``last.ckpt``; it is also
+            written at the end of each epoch and when the run is stopped.
+        monitor: metric that decides ``best.ckpt``. Null: ``val/loss`` if it is logged, else the
+            last weights are the best.
+        mode: whether a small or a large value is good.
+    """
+
+    every_n_train_steps: int = 1000
+    monitor: str | None = None
+    mode: Literal["min", "max"] = "min"
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class RunCheckpoints(Checkpoint):
+    """Writes the checkpoints of one run folder and stops the run when a signal asks for it."""
+
+    def __init__(
+        self, config: CheckpointConfig, folder: Path | None, logger: RunLogger | None
+    ) -> None:
+        """``folder`` and ``logger`` are rank zero's; None on the others."""
+        self.config = config
+        self._given = folder
+        self.logger = logger
+        self.best_score: float | None = None
+        self._step = -1
+        self._due = False
+        self._restored: dict[str, Any] = {}
+        self._graceful = ExitStack()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.folder: Path = trainer.strategy.broadcast(self._given)
+        if trainer.is_global_zero:
+            self._pending.unlink(missing_ok=True)  # of a process that was killed
+
+    @property
+    def last(self) -> Path:
+        return self.folder / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best.ckpt"
+
+    @property
+    def _pending(self) -> Path:
+        return self.folder / "last.pending"
+
+    # What a checkpoint holds beyond the weights, the optimizer and the loops
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        loader = trainer.train_dataloader
+        checkpoint["run"] = {
+            "best_score": self.best_score,
+            "random": random_states(),
+            "loader": loader.state_dict() if isinstance(loader, Stateful) else None,
+        }
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._restored = checkpoint["run"]
+        self.best_score = self._restored["best_score"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
+        if self._restored:
+            # Lightning restores a loader only if it was not built before the checkpoint was read,
+            # and `trainer.estimated_stepping_batches` builds it. Ours may be set at any time
+            # before its first batch.
+            loader = trainer.train_dataloader
+            if isinstance(loader, Stateful) and self._restored["loader"] is not None:
+                loader.load_state_dict(self._restored["loader"])
+            if trainer.world_size == 1:  # other ranks' states are not in the file
+                restore_random_states(self._restored["random"])
+            self._restored = {}
+        signals.install()  # Lightning has put its handlers there, which end with exit code 0
+        self._graceful.enter_context(signals.graceful())
+
+    # last.ckpt
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self._commit(trainer)
+        self._stop_if_asked(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        self._commit(trainer)
+        self._stop_if_asked(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        stepped, self._step = trainer.global_step != self._step, trainer.global_step
+        # Not between accumulated batches, whose gradients are in no checkpoint; not at the last
+        # batch, after which the epoch's validation has yet to come.
+        if not stepped or trainer.is_last_batch:
+            return
+        if self._step % self.config.every_n_train_steps == 0 or self._asked(trainer):
+            self._save(trainer)
+
+    def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
+        # Going on from a step before its validation would leave the validation out.
+        if self._pending.exists():
+            self._due = True
+            if trainer.is_global_zero:
+                self._pending.unlink()
+
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        self._save_best(trainer)
+        if not trainer.is_last_batch and (self._due or self._asked(trainer)):
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
+        self._commit(trainer)
+        if self.best_score is None:
+            self._write(trainer, self.best, weights_only=True)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._graceful.close()
+
+    def on_exception(self, *_: Any) -> None:
+        self._graceful.close()
+
+    def _save(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(self._pending)
+        self._due = False
+
+    def _commit(self, trainer: Trainer) -> None:
+        """Make the pending file the last one; the metrics of its step have been logged by now."""
+        if trainer.is_global_zero and self._pending.exists():
+            if self.logger is not None:
+                self.logger.flush()
+            replace(self._pending, self.last)
+
+    def _asked(self, trainer: Trainer) -> bool:
+        asked = signals.requested() is not None
+        return bool(trainer.strategy.reduce_boolean_decision(asked, all=False))
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        """All ranks stop at the same step, whichever of them the signal reached."""
+        if self._asked(trainer):
+            raise signals.Interrupted(signals.requested() or signal.SIGTERM)
+
+    # best.ckpt
+
+    def _save_best(self, trainer: Trainer) -> None:
+        metrics = trainer.callback_metrics
+        monitor = self.config.monitor or "val/loss"
+        if monitor not in metrics:
+            if self.config.monitor is None:
+                return
+            raise UsageError(
+                f"checkpoints.monitor '{monitor}' is not among the logged metrics "
+                f"{', '.join(sorted(metrics))}{did_you_mean(monitor, metrics)}"
+            )
+        score = float(metrics[monitor])
+        sign = 1 if self.config.mode == "min" else -1
+        if math.isnan(score):
+            return
+        if self.best_score is None or sign * score < sign * self.best_score:
+            self.best_score = score
+            self._write(trainer, self.best, weights_only=True)
+
+    def _write(self, trainer: Trainer, path: Path, weights_only: bool) -> None:
+        temporary = path.with_suffix(".part")
+        trainer.save_checkpoint(temporary, weights_only=weights_only)
+        if trainer.is_global_zero:
+            replace(temporary, path)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Rename, with the content on the disk before the name."""
+    with source.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(source, target)
+
+
+def random_states() -> dict[str, Any]:
+    """The states of Python's, NumPy's and PyTorch's global generators, as plain values."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])

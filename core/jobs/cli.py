@@ -1,0 +1,366 @@
+"""fit, validate, test, predict: LightningCLI with tracked runs, run folders and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import shlex
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
+
+from core.jobs import provenance, runs, tracking
+from core.jobs.checkpoints import CheckpointConfig, RunCheckpoints
+from core.jobs.errors import DONE, OTHER, UsageError, UserError
+from core.jobs.predictions import PredictionConfig, predict
+from core.jobs.runs import RunFolder
+from core.jobs.signals import Interrupted
+from core.jobs.usage import one_line
+from core.jobs.weights import load_weights, weights_version
+
+NOT_SAVED = ("config", "resume", "ckpt_path", "predictions")  # of one command, not of the run
+
+
+def run(domain: str, arguments: Sequence[str]) -> int:
+    """One command; its exit code. Errors become one line on stderr."""
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    if not debug:
+        for name in ("lightning.pytorch", "lightning.fabric", "alembic", "mlflow"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        JobCLI(domain, with_saved_config(arguments))
+        return DONE
+    except Interrupted as stop:
+        code, line = stop.code, str(stop)
+    except UserError as error:
+        code, line = error.code, " ".join(str(error).split())
+    except SystemExit as end:  # --help and --print_config
+        return end.code if isinstance(end.code, int) else OTHER
+    except Exception as error:
+        code = OTHER
+        text = " ".join(str(error).split())
+        line = f"{type(error).__name__}: {text}; --debug shows where"
+    if debug:
+        traceback.print_exc()
+    sys.stderr.write(f"error: {line}\n")
+    return code
+
+
+def with_saved_config(arguments: Sequence[str]) -> list[str]:
+    """The arguments, behind the configuration of the run they refer to.
+
+    ``--resume DIR`` always begins with the run's own, ``--ckpt_path`` if no other is given.
+    """
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--resume")
+    parser.add_argument("--ckpt_path")
+    parser.add_argument("-c", "--config")
+    given, _ = parser.parse_known_args(list(arguments))
+    folder = None
+    if given.resume is not None:
+        folder = runs.open_folder(Path(given.resume))
+    elif given.ckpt_path is not None and given.config is None:
+        _, folder = runs.find_checkpoint(Path(given.ckpt_path))
+    if folder is None:
+        return list(arguments)
+    return [arguments[0], "--config", str(folder.config_file), *arguments[1:]]
+
+
+class JobCLI(LightningCLI):
+    """LightningCLI in subclass mode whose commands are tracked runs.
+
+    The four commands take the same keys, so one YAML file serves all.
+    """
+
+    def __init__(self, domain: str, arguments: Sequence[str]) -> None:
+        self.domain = domain
+        self.arguments = list(arguments)
+        self.folder: RunFolder | None = None
+        self.tracker: tracking.RunLogger | None = None
+        strict = {"exit_on_error": False}
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults={"deterministic": "warn"},
+            parser_kwargs={**strict, **{command: dict(strict) for command in self.subcommands()}},
+            args=self.arguments,
+        )
+
+    # Configuration
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        skip = {"model", "datamodule", "ckpt_path", "weights_only", "verbose"}
+        loaders = {"dataloaders", "train_dataloaders", "val_dataloaders", "return_predictions"}
+        return dict.fromkeys(("fit", "validate", "test", "predict"), skip | loaders)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(tracking.TrackingConfig, "tracking")
+        parser.add_class_arguments(CheckpointConfig, "checkpoints")
+        parser.add_argument("--predictions", type=PredictionConfig | None, help="predict only")
+        parser.add_argument("--resume", type=str | None, help="run folder to go on with; fit only")
+        parser.add_argument(
+            "--ckpt_path", type=str | None, help="run folder or .ckpt file to load; not with fit"
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        try:
+            self.config = parser.parse_args(args)
+        except argparse.ArgumentError as error:
+            keys = list(parser.get_defaults().keys())
+            raise UsageError(one_line(str(error), self.arguments, keys)) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: a checkpoint's hyper-parameters must not replace what the user has given.
+        `load_weights` says where the two differ."""
+
+    def before_instantiate_classes(self) -> None:
+        assert self.subcommand is not None
+        self.command: str = self.subcommand
+        options = self.config[self.command]
+        if self.command == "fit" and options.ckpt_path is not None:
+            raise UsageError("fit takes no --ckpt_path; --resume DIR goes on with a run")
+        if self.command != "fit" and options.resume is not None:
+            raise UsageError(f"{self.command} takes no --resume; use --ckpt_path DIR")
+        if self.command == "predict" and options.predictions is None:
+            raise UsageError("predict needs --predictions.path FOLDER, where the rows go")
+        whole = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.command]
+        self.settings: dict[str, Any] = {k: v for k, v in whole.items() if k not in NOT_SAVED}
+        if options.resume is not None:
+            self.folder = runs.open_folder(Path(options.resume))
+            runs.check_resumable(self.folder, self.settings)
+
+    # The run
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        options = self.config_init[self.command]
+        given = options.trainer
+        terminal = sys.stderr.isatty()
+        callbacks = list(given.callbacks or [])
+        loggers: list[Any] = []
+        tracked = given.logger is not False and not given.fast_dev_run
+        if tracked and rank_zero_only.rank == 0:
+            self._open_run(options.tracking)
+            loggers = [self.tracker, *_as_list(given.logger)]
+        if tracked and self.command == "fit":
+            folder = self.folder.checkpoints if self.folder else None
+            callbacks.append(RunCheckpoints(options.checkpoints, folder, self.tracker))
+        if terminal and given.enable_progress_bar is not False:
+            callbacks.append(RichProgressBar())
+        quiet: dict[str, Any] = {
+            key: terminal if given[key] is None else given[key]
+            for key in ("enable_progress_bar", "enable_model_summary")
+        }
+        return super().instantiate_trainer(
+            logger=loggers or False,
+            callbacks=callbacks,
+            enable_checkpointing=tracked and self.command == "fit",
+            **quiet,
+        )
+
+    def _open_run(self, config: tracking.TrackingConfig) -> None:
+        if self.folder is not None:
+            uri = self.folder.run.tracking_uri
+            with tracking.readable_errors(uri):
+                tracking.sweep(uri, self.domain)
+                self._take_up(self.folder)
+            return
+        uri = tracking.tracking_uri(config)
+        with tracking.readable_errors(uri):
+            tracking.sweep(uri, self.domain)
+            self.folder = self._new_run(uri, config)
+            self.tracker = tracking.RunLogger(uri, self.folder.run.run_id, self.folder.path)
+            self.tracker.log_config(self.settings, self.folder.config_file)
+            if self.manifest:
+                name = snake(type(self.datamodule).__name__)
+                self.tracker.log_data(self.manifest, name, self.command)
+
+    def _new_run(self, uri: str, config: tracking.TrackingConfig) -> RunFolder:
+        self.manifest = self._data_manifest()
+        task = snake(type(self.model).__name__)
+        experiment = config.experiment or f"{self.domain}/{task}"
+        seed = self.settings["seed_everything"]
+        data = snake(type(self.datamodule).__name__)
+        name = config.run_name or f"{model_name(self.settings['model'])}-{data}-s{seed}"
+        if self.command != "fit":
+            name = f"{self.command}-{name}"
+        config_sha256 = provenance.config_hash(self.settings)
+        process = provenance.process_tags()
+        tags = {
+            "domain": self.domain,
+            "command": self.command,
+            "config.sha256": config_sha256,
+            "seed": str(seed),
+            "device": provenance.device(),
+            **provenance.git_state(),
+            **provenance.versions(),
+            **process,
+            **(config.tags or {}),
+        }
+        root = Path(config.root)
+        run_id = tracking.create_run(uri, experiment, name, tags, root / "artifacts")
+        digest = provenance.data_digest(self.manifest) if self.manifest else None
+        record = runs.Run(
+            run_id, uri, experiment, name, self.command, config_sha256, digest, process
+        )
+        folder = runs.new_folder(root, record)
+        folder.save_config(self.settings)
+        return folder
+
+    def _data_manifest(self) -> list[dict[str, Any]]:
+        files = getattr(self.datamodule, "digest_files", None)
+        return provenance.data_manifest(files()) if callable(files) else []
+
+    def _take_up(self, folder: RunFolder) -> None:
+        """Go on in the run of ``folder``."""
+        manifest = self._data_manifest()
+        if manifest and provenance.data_digest(manifest) != folder.run.data_digest:
+            raise UsageError(
+                f"{folder.path}: the data files have changed since this run began; "
+                "start a new run without --resume"
+            )
+        self.tracker = tracking.RunLogger(
+            folder.run.tracking_uri, folder.run.run_id, folder.path, resumed=True
+        )
+        folder.run.process = provenance.process_tags()
+        folder.run.state = "RUNNING"
+        folder.save()
+        folder.save_config(self.settings)
+        self.tracker.reopen(folder.run.process)
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """Whatever ends the command, the run's final state says so."""
+        state: runs.State = "FAILED"
+        try:
+            yield
+            state = "FINISHED"
+        except Interrupted:
+            state = "KILLED"
+            raise
+        finally:
+            if self.folder is not None and self.tracker is not None:
+                self.folder.run.state = state
+                self.folder.save()
+                self.tracker.close(state)
+
+    # Commands
+
+    def fit(self, model: LightningModule, datamodule: LightningDataModule, **_: Any) -> None:
+        with self._recorded():
+            last = self.folder.checkpoints / "last.ckpt" if self.folder else None
+            going_on = last is not None and self.config.fit.resume is not None and last.is_file()
+            if going_on and self.tracker is not None:
+                step = torch.load(last, mmap=True, weights_only=True)["global_step"]
+                self.tracker.client.set_tag(self.tracker.identity, "resumed_from_step", step)
+            with tracking.system_metrics(self.tracker, self.config_init.fit.tracking):
+                self.trainer.fit(
+                    model,
+                    datamodule=datamodule,
+                    ckpt_path=last if going_on else None,
+                    weights_only=True if going_on else None,
+                )
+            self._keep_best()
+        self._summary(self.trainer.callback_metrics)
+
+    def _keep_best(self) -> None:
+        """Upload the best checkpoint, once."""
+        if self.folder is None or self.tracker is None:
+            return
+        best = self.folder.checkpoints / "best.ckpt"
+        self.tracker.client.log_artifact(self.tracker.identity, str(best), "checkpoints")
+
+    def validate(self, **_: Any) -> None:
+        self._evaluate()
+
+    def test(self, **_: Any) -> None:
+        self._evaluate()
+
+    def _evaluate(self) -> None:
+        with self._recorded():
+            self._load_weights()
+            evaluate = getattr(self.trainer, self.command)
+            evaluate(self.model, datamodule=self.datamodule, verbose=False)
+        self._summary(self.trainer.callback_metrics)
+
+    def predict(self, **_: Any) -> None:
+        with self._recorded():
+            version = self._load_weights()
+            target = predict(
+                self.model,
+                self.datamodule,
+                self.trainer,
+                self.config_init.predict.predictions,
+                model_version=version,
+                config_hash=self._prediction_hash(),
+            )
+        self._summary({}, f"predictions: {target}")
+
+    def _prediction_hash(self) -> str:
+        """Of what decides the rows: not the number of devices, nor settings of training."""
+        trainer = {"precision": self.settings["trainer"]["precision"]}
+        chosen = {k: self.settings[k] for k in ("model", "data", "seed_everything")}
+        return provenance.config_hash({**chosen, "trainer": trainer})
+
+    def _load_weights(self) -> str:
+        """Load what --ckpt_path means and tag the run with it; the model's version."""
+        given = self.config[self.command].ckpt_path
+        if given is None:
+            sys.stderr.write("warning: no --ckpt_path; the weights are as the model starts\n")
+            return f"untrained-{provenance.config_hash({'model': self.settings['model']})[:12]}"
+        path, origin = runs.find_checkpoint(Path(given))
+        for line in load_weights(self.model, path, self.settings["model"]):
+            sys.stderr.write(f"warning: {line}\n")
+        version = (origin.run.model_version if origin else None) or weights_version(path)
+        if self.tracker is not None:
+            tags = {"model.version": version}
+            if origin is not None:
+                tags[tracking.PARENT_RUN] = origin.run.run_id
+            for key, value in tags.items():
+                self.tracker.client.set_tag(self.tracker.identity, key, value)
+        return version
+
+    @rank_zero_only
+    def _summary(self, metrics: Mapping[str, Any], *lines: str) -> None:
+        values = "  ".join(f"{k} {float(v):.4g}" for k, v in sorted(metrics.items()))
+        shown = [f"{self.command} done" + (f": {values}" if values else ""), *lines]
+        if self.folder is not None:
+            uri = self.folder.run.tracking_uri
+            local = uri.startswith("sqlite:")
+            shown.append(f"run folder: {self.folder.path}")
+            see = f"mlflow ui --backend-store-uri {shlex.quote(uri)}" if local else uri
+            shown.append(f"see it: {see}")
+        sys.stdout.write("\n".join(shown) + "\n")
+
+
+def snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def model_name(settings: Mapping[str, Any]) -> str:
+    """The network inside a task's settings if it is a class of its own, else the task."""
+    inner = (settings.get("init_args") or {}).get("model")
+    chosen = inner if isinstance(inner, Mapping) and "class_path" in inner else settings
+    return snake(str(chosen["class_path"]).rpartition(".")[2])
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None or value is True:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
