@@ -38,8 +38,16 @@ def fft_conv(
     "Hyena Hierarchy", arXiv 2302.10866.
     """
     _check(u, k, skip, pre_gate, post_gate, reverse_k, circular)
-    h, zero = _merge(u, k, skip, reverse_k)
-    y: Tensor = _fft_conv(u, h, pre_gate, post_gate, zero, circular)
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    h, zero = k.to(dtype), 0
+    if reverse_k is not None:
+        # one filter with negative lags
+        reverse = reverse_k.to(dtype)
+        h = torch.cat([reverse[:, 1:].flip(1), h[:, :1] + reverse[:, :1], h[:, 1:]], 1)
+        zero = reverse.shape[1] - 1
+    if skip is not None:
+        skip = skip.to(dtype)
+    y: Tensor = _fft_conv(u, h, skip, pre_gate, post_gate, zero, circular)
     return y
 
 
@@ -91,27 +99,6 @@ def _check(
             )
 
 
-def _merge(
-    u: Tensor, k: Tensor, skip: Tensor | None, reverse_k: Tensor | None
-) -> tuple[Tensor, int]:
-    """One filter for both directions and the skip, and where in it lag 0 stands.
-
-    Skip is a tap at lag 0; a filter backward in time is one of negative lags.
-    """
-    dtype = torch.promote_types(u.dtype, torch.float32)
-    k = k.to(dtype)
-    if skip is None and reverse_k is None:
-        return k, 0
-    now = k[:, :1]
-    if skip is not None:
-        now = now + skip[:, None].to(dtype)
-    if reverse_k is None:
-        return torch.cat([now, k[:, 1:]], 1), 0
-    reverse_k = reverse_k.to(dtype)
-    past = [now + reverse_k[:, :1], k[:, 1:]]
-    return torch.cat([reverse_k[:, 1:].flip(1), *past], 1), reverse_k.shape[1] - 1
-
-
 def _triton(u: Tensor) -> bool:
     return use_triton(u) and u.dtype != torch.float64
 
@@ -120,6 +107,7 @@ def _triton(u: Tensor) -> bool:
 def _fft_conv(
     u: Tensor,
     h: Tensor,
+    skip: Tensor | None,
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
     zero: int,
@@ -128,14 +116,15 @@ def _fft_conv(
     if _triton(u):
         from core.ops.fft_conv import kernel
 
-        return kernel.forward(u, h, pre_gate, post_gate, zero, circular)
-    return spectral.forward(u, h, pre_gate, post_gate, zero, circular)
+        return kernel.forward(u, h, skip, pre_gate, post_gate, zero, circular)
+    return spectral.forward(u, h, skip, pre_gate, post_gate, zero, circular)
 
 
 @_fft_conv.register_fake
 def _(
     u: Tensor,
     h: Tensor,
+    skip: Tensor | None,
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
     zero: int,
@@ -149,17 +138,18 @@ def _fft_conv_backward(
     dy: Tensor,
     u: Tensor,
     h: Tensor,
+    skip: Tensor | None,
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
     zero: int,
     circular: bool,
     wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if _triton(u):
         from core.ops.fft_conv import kernel
 
-        return kernel.backward(dy, u, h, pre_gate, post_gate, zero, circular, wanted)
-    return spectral.backward(dy, u, h, pre_gate, post_gate, zero, circular, wanted)
+        return kernel.backward(dy, u, h, skip, pre_gate, post_gate, zero, circular, wanted)
+    return spectral.backward(dy, u, h, skip, pre_gate, post_gate, zero, circular, wanted)
 
 
 @_fft_conv_backward.register_fake
@@ -167,13 +157,14 @@ def _(
     dy: Tensor,
     u: Tensor,
     h: Tensor,
+    skip: Tensor | None,
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
     zero: int,
     circular: bool,
     wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return spectral.empty_gradients(u, h, pre_gate, post_gate, wanted)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return spectral.empty_gradients(u, h, skip, pre_gate, post_gate, wanted)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -182,7 +173,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    wanted = list(ctx.needs_input_grad[:4])
+    wanted = list(ctx.needs_input_grad[:5])
     gradients = _fft_conv_backward(dy, *ctx.saved_tensors, ctx.zero, ctx.circular, wanted)
     return (*(g if want else None for g, want in zip(gradients, wanted, strict=True)), None, None)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from core.ops.fft_conv import spectral
 from core.ops.fft_conv.fused import FUSED
-from core.ops.fft_conv.toeplitz import convolve, correlate
+from core.ops.fft_conv.toeplitz import convolve, correlate, inner_product
 
 # Longest sequence for which Toeplitz products beat the FFT. They are quadratic, but on tensor
 # cores, except in float32.
@@ -26,6 +26,7 @@ def _long(u: Tensor) -> bool:
 def forward(
     u: Tensor,
     h: Tensor,
+    skip: Tensor | None,
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
     zero: int,
@@ -33,9 +34,9 @@ def forward(
 ) -> Tensor:
     """As `spectral.forward`, for bf16, fp16 and float32."""
     if _long(u):
-        return spectral.forward(u, h, pre_gate, post_gate, zero, circular, FUSED)
+        return spectral.forward(u, h, skip, pre_gate, post_gate, zero, circular, FUSED)
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-    convolve(u, pre_gate, h.contiguous(), zero, circular, [(y, post_gate)], flip=False)
+    convolve(u, pre_gate, h.contiguous(), skip, zero, circular, [(y, post_gate)], flip=False)
     return y
 
 
@@ -43,30 +44,33 @@ def backward(
     dy: Tensor,
     u: Tensor,
     h: Tensor,
+    skip: Tensor | None,
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
     zero: int,
     circular: bool,
     wanted: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `spectral.backward`, for bf16, fp16 and float32.
 
     The gradients of u and pre_gate are the forward pass with time reversed and the gates' roles
     exchanged; that of post_gate is the forward pass with dy in its place.
     """
     if _long(u):
-        return spectral.backward(dy, u, h, pre_gate, post_gate, zero, circular, wanted, FUSED)
+        return spectral.backward(dy, u, h, skip, pre_gate, post_gate, zero, circular, wanted, FUSED)
     h = h.contiguous()
-    du, dh, dpre, dpost = spectral.empty_gradients(u, h, pre_gate, post_gate, wanted)
+    du, dh, dskip, dpre, dpost = spectral.empty_gradients(u, h, skip, pre_gate, post_gate, wanted)
     targets: list[tuple[Tensor, Tensor | None]] = []
     if wanted[0]:
         targets.append((du, pre_gate))
-    if wanted[2]:
+    if wanted[3]:
         targets.append((dpre, u))
     if targets:
-        convolve(dy, post_gate, h, zero, circular, targets, flip=True)
+        convolve(dy, post_gate, h, skip, zero, circular, targets, flip=True)
     if wanted[1]:
         dh = correlate(dy, post_gate, u, pre_gate, h.shape[1], zero, circular)
-    if wanted[3]:
-        convolve(u, pre_gate, h, zero, circular, [(dpost, dy)], flip=False)
-    return du, dh, dpre, dpost
+    if wanted[2]:
+        dskip = inner_product(dy, post_gate, u, pre_gate)
+    if wanted[4]:
+        convolve(u, pre_gate, h, skip, zero, circular, [(dpost, dy)], flip=False)
+    return du, dh, dskip, dpre, dpost

@@ -7,7 +7,7 @@ their spectra: what is saved between forward and backward is the inputs alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,11 +53,11 @@ def transform_length(length: int, taps: int, zero: int, circular: bool) -> int:
     return fast_length(length + max(zero, taps - 1 - zero))
 
 
-def _chunks(u: Tensor, n: int) -> Iterator[slice]:
-    room = CUDA_CHUNK if u.is_cuda else CPU_CHUNK
-    step = max(1, room // (u.shape[0] * n))
-    for start in range(0, u.shape[1], step):
-        yield slice(start, min(start + step, u.shape[1]))
+def _chunks(u: Tensor, n: int) -> list[slice]:
+    """Channels in parts, the first one the largest."""
+    batch, channels, _ = u.shape
+    step = max(1, (CUDA_CHUNK if u.is_cuda else CPU_CHUNK) // (batch * n))
+    return [slice(i, min(i + step, channels)) for i in range(0, channels, step)]
 
 
 def gated_copy(out: Tensor, x: Tensor, gate: Tensor | None) -> None:
@@ -86,12 +86,20 @@ class Steps:
 PLAIN = Steps(gated_copy=gated_copy, cross_spectrum=cross_spectrum)
 
 
-def _spectrum(buffer: Tensor, part: slice, x: Tensor, gate: Tensor | None, steps: Steps) -> Tensor:
-    """rfft of gate * x, zero-padded; the tail of ``buffer`` is zero and stays so."""
-    x = x[:, part]
-    buffer = buffer[:, : x.shape[1]]
-    steps.gated_copy(buffer[..., : x.shape[-1]], x, None if gate is None else gate[:, part])
-    return torch.fft.rfft(buffer)
+class _Padded:
+    """gate * x of one chunk after another, zero-padded to ``n``; the tail is zero and stays so."""
+
+    def __init__(self, batch: int, channels: int, n: int, like: Tensor, steps: Steps) -> None:
+        self.buffer = like.new_zeros(batch, channels, n)
+        self.steps = steps
+
+    def load(self, x: Tensor, gate: Tensor | None, part: slice) -> tuple[Tensor, Tensor]:
+        """Returns gate * x, valid until the next load, and its rfft."""
+        x = x[:, part]
+        buffer = self.buffer[:, : x.shape[1]]
+        head = buffer[..., : x.shape[-1]]
+        self.steps.gated_copy(head, x, None if gate is None else gate[:, part])
+        return head, torch.fft.rfft(buffer)
 
 
 def _filter_spectrum(h: Tensor, zero: int, n: int) -> Tensor:
@@ -100,6 +108,12 @@ def _filter_spectrum(h: Tensor, zero: int, n: int) -> Tensor:
     padded[:, : h.shape[1] - zero] = h[:, zero:]
     padded[:, n - zero :] = h[:, :zero]
     return torch.fft.rfft(padded, norm="forward")
+
+
+def _invert(spectrum: Tensor, n: int, x: Tensor, skip: Tensor | None, part: slice) -> Tensor:
+    """irfft (unscaled, as the filter's spectrum is) plus skip * x."""
+    z = torch.fft.irfft(spectrum, n=n, norm="forward")[..., : x.shape[-1]]
+    return z if skip is None else z.addcmul_(x, skip[part, None])
 
 
 def _write(out: Tensor, z: Tensor, gate: Tensor | None) -> None:
@@ -113,25 +127,28 @@ def _write(out: Tensor, z: Tensor, gate: Tensor | None) -> None:
 def forward(
     u: Tensor,
     h: Tensor,
+    skip: Tensor | None,
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
     zero: int,
     circular: bool,
     steps: Steps = PLAIN,
 ) -> Tensor:
-    """post_gate * (h * (pre_gate * u)): u (B, D, L), h (D, taps) with lag 0 at ``zero``."""
-    length = u.shape[-1]
+    """post_gate * ((h + skip at lag 0) * (pre_gate * u)).
+
+    u and gates (B, D, L), h (D, taps) with lag 0 at ``zero``, skip (D,).
+    """
+    batch, length = u.shape[0], u.shape[-1]
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     if u.numel() == 0:
         return y
     n = transform_length(length, h.shape[1], zero, circular)
-    buffer: Tensor | None = None
-    for part in _chunks(u, n):
-        if buffer is None:
-            buffer = h.new_zeros(u.shape[0], part.stop - part.start, n)
-        spectrum = _spectrum(buffer, part, u, pre_gate, steps)
+    parts = _chunks(u, n)
+    padded = _Padded(batch, parts[0].stop, n, h, steps)
+    for part in parts:
+        v, spectrum = padded.load(u, pre_gate, part)
         spectrum.mul_(_filter_spectrum(h[part], zero, n))
-        z = torch.fft.irfft(spectrum, n=n, norm="forward")[..., :length]
+        z = _invert(spectrum, n, v, skip, part)
         _write(y[:, part], z, None if post_gate is None else post_gate[:, part])
     return y
 
@@ -140,61 +157,63 @@ def backward(
     dy: Tensor,
     u: Tensor,
     h: Tensor,
+    skip: Tensor | None,
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
     zero: int,
     circular: bool,
     wanted: Sequence[bool],
     steps: Steps = PLAIN,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of u, h, pre_gate, post_gate; an empty tensor for each not ``wanted``.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of u, h, skip, pre_gate, post_gate; an empty tensor for each not ``wanted``.
 
     With v = pre_gate * u, g = post_gate * dy and capitals for spectra: dv = irfft(G conj H),
-    dh = irfft(sum over the batch of G conj V), and dpost_gate = dy * irfft(V H).
+    dh = irfft(sum over the batch of G conj V), and dpost_gate = dy * irfft(V H), skip apart.
     """
-    length, taps = u.shape[-1], h.shape[1]
-    du, dh, dpre, dpost = empty_gradients(u, h, pre_gate, post_gate, wanted)
+    batch, length, taps = u.shape[0], u.shape[-1], h.shape[1]
+    du, dh, dskip, dpre, dpost = empty_gradients(u, h, skip, pre_gate, post_gate, wanted)
     if u.numel() == 0:
-        dh.zero_()
-        return du, dh, dpre, dpost
+        return du, dh.zero_(), dskip.zero_(), dpre, dpost
     n = transform_length(length, taps, zero, circular)
-    buffer: Tensor | None = None
-    for part in _chunks(u, n):
-        if buffer is None:
-            buffer = h.new_zeros(u.shape[0], part.stop - part.start, n)
+    parts = _chunks(u, n)
+    padded_g = _Padded(batch, parts[0].stop, n, h, steps)
+    padded_v = _Padded(batch, parts[0].stop, n, h, steps)
+    for part in parts:
         filter_f = _filter_spectrum(h[part], zero, n)
-        g_f = _spectrum(buffer, part, dy, post_gate, steps)
-        if wanted[1] or wanted[3]:
-            v_f = _spectrum(buffer, part, u, pre_gate, steps)
-            if wanted[3]:
-                z = torch.fft.irfft(v_f * filter_f, n=n, norm="forward")[..., :length]
+        g, g_f = padded_g.load(dy, post_gate, part)
+        if wanted[1] or wanted[2] or wanted[4]:
+            v, v_f = padded_v.load(u, pre_gate, part)
+            if wanted[4]:
+                z = _invert(v_f * filter_f, n, v, skip, part)
                 _write(dpost[:, part], z, dy[:, part])
+            if wanted[2]:
+                dskip[part] = (g * v).sum((0, 2))
             if wanted[1]:
                 lags = torch.fft.irfft(steps.cross_spectrum(v_f, g_f), n=n)
                 dh[part, zero:] = lags[:, : taps - zero]
                 dh[part, :zero] = lags[:, n - zero :]
-        if wanted[0] or wanted[2]:
-            g_f.mul_(filter_f.conj_physical_())
-            dv = torch.fft.irfft(g_f, n=n, norm="forward")[..., :length]
-            if wanted[2]:
+        if wanted[0] or wanted[3]:
+            dv = _invert(g_f.mul_(filter_f.conj_physical_()), n, g, skip, part)
+            if wanted[3]:
                 _write(dpre[:, part], dv, u[:, part])
             if wanted[0]:
                 _write(du[:, part], dv, None if pre_gate is None else pre_gate[:, part])
-    return du, dh, dpre, dpost
+    return du, dh, dskip, dpre, dpost
 
 
 def empty_gradients(
     u: Tensor,
     h: Tensor,
+    skip: Tensor | None,
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
     wanted: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Room for the gradients of u, h, pre_gate, post_gate; no elements for those not wanted."""
-    du, dh, dpre, dpost = (
-        u.new_empty(0)
-        if x is None or not want
-        else torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        for x, want in zip((u, h, pre_gate, post_gate), wanted, strict=True)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Room for the gradients of u, h, skip, pre_gate, post_gate; none for those not wanted."""
+    du, dh, dskip, dpre, dpost = (
+        torch.empty(x.shape if want else (0,), dtype=x.dtype, device=x.device)
+        if x is not None
+        else u.new_empty(0)
+        for x, want in zip((u, h, skip, pre_gate, post_gate), wanted, strict=True)
     )
-    return du, dh, dpre, dpost
+    return du, dh, dskip, dpre, dpost

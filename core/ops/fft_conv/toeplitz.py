@@ -7,6 +7,7 @@ README.md derives both products.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -17,13 +18,27 @@ from torch import Tensor
 WARPS, STAGES = 4, 2
 
 
+INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@triton.jit
+def _rounded(x: Any, BITS: tl.constexpr) -> Any:
+    """float32 to nearest with the last ``BITS`` bits of the fraction zero, ties away from zero."""
+    bits = x.to(tl.int32, bitcast=True) + (1 << (BITS - 1))
+    return (bits & -(1 << BITS)).to(tl.float32, bitcast=True)
+
+
 @triton.jit
 def _operand(x: Any, TF32: tl.constexpr) -> Any:
-    """Rounds to the 10 bits that a tensor core reads, which by itself would cut the rest off."""
-    if TF32:
-        bits = x.to(tl.int32, bitcast=True)
-        x = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-    return x
+    """What a tensor core reads of a float32 are 10 bits of fraction; it would cut off the rest."""
+    return _rounded(x, 13) if TF32 else x
+
+
+@triton.jit
+def _store(pointer: Any, x: Any, mask: Any) -> None:
+    if INTERPRET and pointer.dtype.element_ty == tl.bfloat16:
+        x = _rounded(x, 16)  # the interpreter's cast cuts off
+    tl.store(pointer, x.to(pointer.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -56,6 +71,7 @@ def _convolve_kernel(
     x_ptr: Any,
     gate_ptr: Any,
     h_ptr: Any,
+    skip_ptr: Any,
     out1_ptr: Any,
     out_gate1_ptr: Any,
     out2_ptr: Any,
@@ -78,6 +94,7 @@ def _convolve_kernel(
     last_lag: Any,
     tiles: Any,
     HAS_GATE: tl.constexpr,
+    HAS_SKIP: tl.constexpr,
     HAS_OUT_GATE1: tl.constexpr,
     HAS_OUT2: tl.constexpr,
     FLIP: tl.constexpr,
@@ -86,7 +103,7 @@ def _convolve_kernel(
     ROWS: tl.constexpr,
     P: tl.constexpr,
 ) -> None:
-    """out = out_gate * (h * (gate * x)) for ROWS pieces of P positions of one channel.
+    """out = out_gate * ((h + skip) * (gate * x)) for ROWS pieces of P positions of one channel.
 
     A row is a piece (block of the sequence, batch entry); blocks are the slower index, so that the
     rows of a tile need about the same lags. Lag block d: Y[a] += X[a - d] T_d with
@@ -123,16 +140,19 @@ def _convolve_kernel(
     at = block[:, None] * P + column[None, :]
     time = length - 1 - at if FLIP else at
     inside = (at < length) & (block < blocks)[:, None]
+    if HAS_SKIP:
+        x = _gated(x_ptr, x_base + time, gate_ptr, gate_base + time, inside, HAS_GATE)
+        acc += tl.load(skip_ptr + channel) * x
     out_offset = (entry * channels + channel) * length + time
     out = acc
     if HAS_OUT_GATE1:
         offset = entry * out_gate1_batch + channel * out_gate1_channel + time
         out = acc * tl.load(out_gate1_ptr + offset, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out1_ptr + out_offset, out.to(out1_ptr.dtype.element_ty), mask=inside)
+    _store(out1_ptr + out_offset, out, inside)
     if HAS_OUT2:
         offset = entry * out_gate2_batch + channel * out_gate2_channel + time
         out = acc * tl.load(out_gate2_ptr + offset, mask=inside, other=0.0).to(tl.float32)
-        tl.store(out2_ptr + out_offset, out.to(out2_ptr.dtype.element_ty), mask=inside)
+        _store(out2_ptr + out_offset, out, inside)
 
 
 @triton.jit
@@ -187,6 +207,7 @@ def _correlate_kernel(
         g_gate_base = entry * g_gate_batch + channel * g_gate_channel
         v_base = entry * v_batch + channel * v_channel
         v_gate_base = entry * v_gate_batch + channel * v_gate_channel
+        entry_acc = tl.full((LAGS, P), 0.0, tl.float32)
         for begin in range(start, stop, STEP):
             t = begin + tl.arange(0, STEP)
             at_g = t[None, :] + shift[:, None]
@@ -198,10 +219,48 @@ def _correlate_kernel(
             in_v = (at_v >= 0) & (at_v < length)
             g = _gated(g_ptr, g_base + at_g, g_gate_ptr, g_gate_base + at_g, in_g, HAS_G_GATE)
             v = _gated(v_ptr, v_base + at_v, v_gate_ptr, v_gate_base + at_v, in_v, HAS_V_GATE)
-            acc = _dot(g, v, acc, TF32)
+            entry_acc = _dot(g, v, entry_acc, TF32)
+        acc += entry_acc  # short sums of short sums lose less than one long sum
     s = (tile * LAGS + tl.arange(0, LAGS))[:, None] * P + column[None, :]
     out_ptr += (part * channels + channel) * taps
     tl.store(out_ptr + s, acc, mask=s < taps)
+
+
+@triton.jit
+def _inner_product_kernel(
+    g_ptr: Any,
+    g_gate_ptr: Any,
+    v_ptr: Any,
+    v_gate_ptr: Any,
+    out_ptr: Any,
+    g_batch: Any,
+    g_channel: Any,
+    g_gate_batch: Any,
+    g_gate_channel: Any,
+    v_batch: Any,
+    v_channel: Any,
+    v_gate_batch: Any,
+    v_gate_channel: Any,
+    channels: Any,
+    length: Any,
+    HAS_G_GATE: tl.constexpr,
+    HAS_V_GATE: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Sums of (g_gate g)(t) (v_gate v)(t) over t with the same t mod BLOCK."""
+    pid = tl.program_id(0).to(tl.int64)
+    b, c = pid // channels, pid % channels
+    acc = tl.full((BLOCK,), 0.0, tl.float32)
+    for start in range(0, length, BLOCK):
+        t = start + tl.arange(0, BLOCK)
+        g_at = b * g_batch + c * g_channel + t
+        g_gate_at = b * g_gate_batch + c * g_gate_channel + t
+        v_at = b * v_batch + c * v_channel + t
+        v_gate_at = b * v_gate_batch + c * v_gate_channel + t
+        mask = t < length
+        g = _gated(g_ptr, g_at, g_gate_ptr, g_gate_at, mask, HAS_G_GATE)
+        acc += g * _gated(v_ptr, v_at, v_gate_ptr, v_gate_at, mask, HAS_V_GATE)
+    tl.store(out_ptr + pid * BLOCK + tl.arange(0, BLOCK), acc)
 
 
 def _rows(x: Tensor | None, stand_in: Tensor) -> Tensor:
@@ -215,15 +274,16 @@ def convolve(
     x: Tensor,
     gate: Tensor | None,
     h: Tensor,
+    skip: Tensor | None,
     zero: int,
     circular: bool,
     targets: list[tuple[Tensor, Tensor | None]],
     flip: bool,
 ) -> None:
-    """Writes out_gate * (h * (gate * x)) into one or two contiguous (out, out_gate).
+    """Writes out_gate * ((h + skip) * (gate * x)) into one or two contiguous (out, out_gate).
 
-    x, gates, outs (B, D, L); h (D, taps), contiguous float32, lag 0 at ``zero``. ``flip`` reverses
-    time: the filter then runs backward.
+    x, gates, outs (B, D, L); h (D, taps) and skip (D,), contiguous float32, lag 0 at ``zero``.
+    ``flip`` reverses time: the filter then runs backward.
     """
     batch, channels, length = x.shape
     taps = h.shape[1]
@@ -239,6 +299,7 @@ def convolve(
         x,
         gate_rows,
         h,
+        h if skip is None else skip,
         out1,
         out_gate1_rows,
         out2,
@@ -257,6 +318,7 @@ def convolve(
         (taps - 1 - zero + P - 1) // P,
         tiles,
         HAS_GATE=gate is not None,
+        HAS_SKIP=skip is not None,
         HAS_OUT_GATE1=out_gate1 is not None,
         HAS_OUT2=len(targets) == 2,
         FLIP=flip,
@@ -322,3 +384,29 @@ def correlate(
         num_stages=STAGES,
     )
     return out[0] if parts == 1 else out.sum(0)
+
+
+def inner_product(g: Tensor, g_gate: Tensor | None, v: Tensor, v_gate: Tensor | None) -> Tensor:
+    """Sum over batch and t of (g_gate g)(t) (v_gate v)(t): (B, D, L) -> (D,) float32."""
+    batch, channels, length = g.shape
+    g, v = _rows(g, g), _rows(v, v)
+    g_gate_rows, v_gate_rows = _rows(g_gate, g), _rows(v_gate, v)
+    block = 128
+    out = torch.empty(batch, channels, block, dtype=torch.float32, device=g.device)
+    _inner_product_kernel[(batch * channels,)](
+        g,
+        g_gate_rows,
+        v,
+        v_gate_rows,
+        out,
+        *g.stride()[:2],
+        *g_gate_rows.stride()[:2],
+        *v.stride()[:2],
+        *v_gate_rows.stride()[:2],
+        channels,
+        length,
+        HAS_G_GATE=g_gate is not None,
+        HAS_V_GATE=v_gate is not None,
+        BLOCK=block,
+    )
+    return out.sum((0, 2))

@@ -1,0 +1,289 @@
+"""The gated long convolution on the CPU: torch.fft version, and Triton in its interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from fft_conv_cases import OPTIONS, Case, check
+from torch import Tensor
+
+from core.ops.fft_conv import fft_conv, fft_conv_reference, spectral
+
+LENGTHS = [1, 7, 63, 64, 65, 130]
+HALF_AND_SINGLE = [torch.bfloat16, torch.float16, torch.float32]
+
+
+def brute_force(
+    u: Tensor,
+    k: Tensor,
+    skip: Tensor | None = None,
+    pre_gate: Tensor | None = None,
+    post_gate: Tensor | None = None,
+    reverse_k: Tensor | None = None,
+    circular: bool = False,
+) -> Tensor:
+    """The sums of the docstring, position by position."""
+    length = u.shape[-1]
+    v = u if pre_gate is None else u * pre_gate
+    y = torch.zeros_like(v)
+    for t in range(length):
+        for s in range(k.shape[1]):
+            if t - s >= 0 or circular:
+                y[..., t] += k[:, s] * v[..., (t - s) % length]
+        if reverse_k is not None:
+            for s in range(min(reverse_k.shape[1], length - t)):
+                y[..., t] += reverse_k[:, s] * v[..., t + s]
+        if skip is not None:
+            y[..., t] += skip * v[..., t]
+    return y if post_gate is None else y * post_gate
+
+
+def fitted(case: Case, length: int) -> Case:
+    """The case at another length, its filters no longer than that."""
+    taps = None if case.taps is None else min(case.taps, length)
+    reverse = None if case.reverse_taps is None else min(case.reverse_taps, length)
+    return replace(case, length=length, taps=taps, reverse_taps=reverse)
+
+
+@pytest.fixture
+def nan_filled() -> Iterator[None]:
+    """Fresh memory holds NaN, so that what a kernel forgets to write shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("case", OPTIONS, ids=str)
+@pytest.mark.parametrize("length", [1, 2, 7, 20])
+def test_sums_of_the_definition(case: Case, length: int) -> None:
+    case = fitted(case, length)
+    tensors = case.inputs(torch.float64)
+    expected = brute_force(**tensors, circular=case.circular)
+    for function in (fft_conv, fft_conv_reference):
+        torch.testing.assert_close(function(**tensors, circular=case.circular), expected)
+
+
+@pytest.mark.parametrize("case", OPTIONS, ids=str)
+@pytest.mark.parametrize("dtype", [*HALF_AND_SINGLE, torch.float64], ids=str)
+@pytest.mark.usefixtures("nan_filled")
+def test_gradients_and_precision(case: Case, dtype: torch.dtype) -> None:
+    for length in (1, 7, 65, 257):
+        check(fitted(case, length), dtype, seed=length)
+
+
+@pytest.mark.parametrize("length", [1024, 1009, 8192])
+def test_long(length: int) -> None:
+    check(Case(length=length, skip=True, pre_gate=True, post_gate=True), torch.float32)
+    check(Case(length=length, taps=100, reverse_taps=length), torch.float32)
+
+
+@pytest.mark.parametrize("case", OPTIONS, ids=str)
+def test_gradcheck(case: Case) -> None:
+    case = replace(fitted(case, 5), batch=2, channels=2)
+    tensors = {name: x.requires_grad_() for name, x in case.inputs(torch.float64).items()}
+
+    def function(*values: Tensor) -> Tensor:
+        return fft_conv(**dict(zip(tensors, values, strict=True)), circular=case.circular)
+
+    assert torch.autograd.gradcheck(function, tuple(tensors.values()))
+
+
+def test_only_the_wanted_gradients() -> None:
+    """Any subset of the inputs may be frozen."""
+    case = Case(length=20, skip=True, pre_gate=True, post_gate=True, reverse_taps=20)
+    tensors = case.inputs(torch.float64)
+    dy = torch.randn_like(tensors["u"])
+    y = fft_conv_reference(**{k: v.requires_grad_() for k, v in tensors.items()})
+    expected = dict(zip(tensors, torch.autograd.grad(y, list(tensors.values()), dy), strict=True))
+    for name in tensors:
+        leaves = {k: v.detach().requires_grad_(k == name) for k, v in tensors.items()}
+        fft_conv(**leaves).backward(dy)
+        torch.testing.assert_close(leaves[name].grad, expected[name])
+        assert all(v.grad is None for k, v in leaves.items() if k != name)
+
+
+@pytest.mark.parametrize("case", OPTIONS[4:], ids=str)
+def test_chunks_of_channels(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of two channels, the last one smaller."""
+    n = spectral.transform_length(case.length, case.length, 0, case.circular)
+    monkeypatch.setattr(spectral, "CPU_CHUNK", 2 * case.batch * n)
+    check(replace(case, channels=5), torch.float64)
+
+
+def test_strided_inputs() -> None:
+    """Transposed, sliced and expanded tensors give what contiguous ones do."""
+    u = torch.randn(2, 30, 4, dtype=torch.float64).transpose(1, 2).requires_grad_()
+    k = torch.randn(30, 4, dtype=torch.float64).T.requires_grad_()
+    gates = torch.randn(2, 8, 30, dtype=torch.float64, requires_grad=True)
+    leaves = (u, k, gates)
+
+    def loss(function: object) -> Tensor:
+        assert callable(function)
+        pre_gate, post_gate = gates.split(4, dim=1)
+        return function(u, k, pre_gate=pre_gate, post_gate=post_gate).sum()
+
+    for got, expected in zip(
+        torch.autograd.grad(loss(fft_conv), leaves),
+        torch.autograd.grad(loss(fft_conv_reference), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, expected)
+
+
+def test_only_inputs_are_kept() -> None:
+    case = Case(batch=3, channels=4, length=100, pre_gate=True, post_gate=True)
+    tensors = {name: x.requires_grad_() for name, x in case.inputs(torch.float32).items()}
+    kept: list[int] = []
+
+    def pack(x: Tensor) -> Tensor:
+        kept.append(x.data_ptr())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        fft_conv(**tensors)
+    assert set(kept) <= {x.data_ptr() for x in tensors.values()}
+
+
+def test_empty_batch() -> None:
+    k = torch.randn(3, 5, requires_grad=True)
+    u = torch.randn(0, 3, 5, requires_grad=True)
+    y = fft_conv(u, k)
+    y.sum().backward()
+    assert y.shape == (0, 3, 5)
+    assert k.grad is not None
+    assert not k.grad.any()
+
+
+# opcheck looks at .grad of tensors that hold none, and hides the warning only where it is no error
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("case", [OPTIONS[4], OPTIONS[5], OPTIONS[8]], ids=str)
+def test_registration(case: Case) -> None:
+    tensors = fitted(case, 12).inputs(torch.float32)
+    reverse = tensors.get("reverse_k")
+    h = tensors["k"] if reverse is None else torch.cat([reverse, tensors["k"]], 1)
+    zero = 0 if reverse is None else reverse.shape[1] - 1
+    arguments = [tensors["u"], h, *(tensors[x] for x in ("skip", "pre_gate", "post_gate"))]
+    arguments = [x.requires_grad_() for x in arguments]
+    torch.library.opcheck(torch.ops.longspan.fft_conv, (*arguments, zero, case.circular))
+    detached = [x.detach() for x in arguments]
+    torch.library.opcheck(
+        torch.ops.longspan.fft_conv_backward,
+        (torch.randn(2, 3, 12), *detached, zero, case.circular, [True, True, False, True, True]),
+    )
+
+
+def test_compile() -> None:
+    case = Case(length=33, skip=True, pre_gate=True, reverse_taps=33)
+    leaves = {name: x.requires_grad_() for name, x in case.inputs(torch.float32).items()}
+    compiled = torch.compile(fft_conv, fullgraph=True, backend="aot_eager")
+    for function in (fft_conv, compiled):
+        gradients = torch.autograd.grad(function(**leaves).square().sum(), list(leaves.values()))
+        if function is fft_conv:
+            expected = gradients
+    for got, value in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(got, value)
+
+
+def test_autocast() -> None:
+    """bf16 activations and float32 parameters; the sums stay in float32."""
+    case = Case(length=100, skip=True, pre_gate=True, post_gate=True)
+    tensors = {name: x.requires_grad_() for name, x in case.inputs(torch.bfloat16).items()}
+    plainly = fft_conv(**tensors)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = fft_conv(**tensors)
+        mixed = fft_conv(tensors["u"].float(), tensors["k"], pre_gate=tensors["pre_gate"])
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, plainly)
+    assert mixed.dtype == torch.float32
+    y.sum().backward()
+    assert tensors["k"].grad is not None
+    assert tensors["k"].grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": torch.ones(3, 9)}, r"k must be \(3, taps\) with 1 to 8 taps .* got \(3, 9\)"),
+        ({"k": torch.ones(2, 8)}, r"k must be \(3, taps\)"),
+        ({"k": torch.ones(3, 8, dtype=torch.complex64)}, "k must be floating point .*complex64"),
+        ({"u": torch.ones(2, 3, 8, dtype=torch.int64)}, r"u must be floating point .*int64"),
+        ({"u": torch.ones(3, 8)}, r"u must be floating point \(batch, channels, length"),
+        ({"u": torch.ones(2, 3, 0)}, r"length >= 1\), got \(2, 3, 0\)"),
+        ({"skip": torch.ones(1)}, r"skip must be \(3,\), got \(1,\)"),
+        ({"pre_gate": torch.ones(1, 3, 8)}, r"pre_gate must be \(2, 3, 8\), got \(1, 3, 8\)"),
+        ({"post_gate": torch.ones(3, 8)}, r"post_gate must be \(2, 3, 8\), got \(3, 8\)"),
+        ({"reverse_k": torch.ones(3, 9)}, r"reverse_k must be \(3, taps\) with 1 to 8 taps"),
+        ({"reverse_k": torch.ones(3, 8), "circular": True}, "reverse_k is not defined"),
+        ({"skip": torch.ones(3, device="meta")}, "skip must be floating point on cpu, .* on meta"),
+    ],
+)
+def test_wrong_arguments(change: dict[str, object], message: str) -> None:
+    arguments = {"u": torch.ones(2, 3, 8), "k": torch.ones(3, 8), **change}
+    with pytest.raises(ValueError, match=message):
+        fft_conv(**arguments)
+
+
+def test_fast_length() -> None:
+    """Even and 5-smooth above 16, never beyond the next power of two, the cheapest such length."""
+
+    def smooth(n: int) -> bool:
+        for prime in (2, 3, 5):
+            while n % prime == 0:
+                n //= prime
+        return n == 1
+
+    def cost(n: int) -> float:
+        return n if n & (n - 1) == 0 else 1.3 * n
+
+    for least in [*range(17, 1200), 8191, 8200, 65537, 1000001]:
+        power = 1 << (least - 1).bit_length()
+        allowed = [n for n in range(least, power + 1) if n % 2 == 0 and smooth(n)]
+        assert cost(spectral.fast_length(least)) == min(map(cost, allowed)), least
+    assert [spectral.fast_length(n) for n in (1, 2, 3, 15)] == [1, 2, 4, 16]
+
+
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+@pytest.mark.parametrize("case", OPTIONS, ids=str)
+@pytest.mark.usefixtures("interpreted_triton", "nan_filled")
+def test_toeplitz_kernels(case: Case, dtype: torch.dtype) -> None:
+    check(case, dtype)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.usefixtures("interpreted_triton", "nan_filled")
+def test_toeplitz_kernels_at_any_length(length: int) -> None:
+    check(Case(length=length, skip=True, pre_gate=True, post_gate=True), torch.bfloat16)
+    check(Case(batch=1, length=length, reverse_taps=length), torch.float32)
+    check(Case(batch=3, channels=1, length=length, circular=True), torch.float32)
+
+
+@pytest.mark.usefixtures("interpreted_triton", "nan_filled")
+def test_toeplitz_kernels_over_many_tiles() -> None:
+    """More than one tile of rows, of lags, and of the batch."""
+    check(Case(batch=5, channels=1, length=2049, taps=2049, reverse_taps=700), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+@pytest.mark.parametrize("case", OPTIONS, ids=str)
+@pytest.mark.usefixtures("interpreted_triton", "nan_filled")
+def test_fused_steps(case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequences too long for Toeplitz products."""
+    from core.ops.fft_conv import kernel
+
+    monkeypatch.setattr(kernel, "TOEPLITZ_LENGTH", dict.fromkeys(HALF_AND_SINGLE, 0))
+    check(case, dtype)
+
+
+@pytest.mark.usefixtures("interpreted_triton")
+def test_strided_inputs_in_triton() -> None:
+    u = torch.randn(2, 30, 4).transpose(1, 2)
+    gates = torch.randn(2, 8, 30)
+    pre_gate, post_gate = gates.split(4, dim=1)
+    k = torch.randn(30, 4).T
+    got = fft_conv(u, k, pre_gate=pre_gate, post_gate=post_gate)
+    torch.testing.assert_close(
+        got, fft_conv_reference(u, k, pre_gate=pre_gate, post_gate=post_gate)
+    )

@@ -1,0 +1,128 @@
+"""The gated long convolution on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from fft_conv_cases import OPTIONS, Case, check
+from tolerances import RMS_LIMIT
+from torch import Tensor
+
+from core.ops.fft_conv import fft_conv, fft_conv_reference
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+LENGTHS = [1, 7, 63, 64, 65, 1000, 4097, 65537]
+
+
+@pytest.fixture
+def nan_filled() -> Iterator[None]:
+    """Fresh memory holds NaN, so that what a kernel forgets to write shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def at_length(case: Case, length: int) -> Case:
+    """The case's filters as the same share of another length."""
+
+    def scaled(taps: int | None) -> int | None:
+        return None if taps is None else max(1, taps * length // 65)
+
+    return replace(
+        case, length=length, taps=scaled(case.taps), reverse_taps=scaled(case.reverse_taps)
+    )
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.usefixtures("nan_filled")
+def test_every_length(dtype: torch.dtype, length: int) -> None:
+    for case in OPTIONS:
+        check(replace(at_length(case, length), batch=3, channels=4), dtype, "cuda", seed=length)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+@pytest.mark.usefixtures("nan_filled")
+def test_both_algorithms(dtype: torch.dtype, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FFT and Toeplitz products, on lengths where the other one is the choice."""
+    from core.ops.fft_conv import kernel
+
+    monkeypatch.setattr(kernel, "TOEPLITZ_LENGTH", dict.fromkeys(kernel.TOEPLITZ_LENGTH, limit))
+    for case in OPTIONS:
+        for length in (33, 700, 6000):
+            check(replace(at_length(case, length), batch=9, channels=5), dtype, "cuda")
+
+
+def test_float64() -> None:
+    for case in OPTIONS:
+        check(at_length(case, 300), torch.float64, "cuda")
+
+
+@pytest.mark.parametrize("length", [500, 20000])
+def test_strided_inputs(length: int) -> None:
+    """Slices of one projection and a transposed filter, as mixers hand them over."""
+    projected = torch.randn(2, length, 12, device="cuda").transpose(1, 2)
+    k = torch.randn(length, 4, device="cuda").T / length**0.5
+    for tensor in (projected, projected.contiguous()):
+        for dtype in (torch.bfloat16, torch.float32):
+            u, pre_gate, post_gate = tensor.to(dtype).split(4, dim=1)
+            got = fft_conv(u, k, pre_gate=pre_gate, post_gate=post_gate)
+            wide = [x.double() for x in (u, k, pre_gate, post_gate)]
+            expected = fft_conv_reference(*wide[:2], pre_gate=wide[2], post_gate=wide[3])
+            assert ratio(got, expected) <= RMS_LIMIT[dtype]
+
+
+def test_compile() -> None:
+    case = Case(length=300, skip=True, pre_gate=True, reverse_taps=300)
+    inputs = case.inputs(torch.bfloat16, "cuda")
+    leaves = {name: x.requires_grad_() for name, x in inputs.items()}
+    compiled = torch.compile(fft_conv, fullgraph=True)
+    gradients = [
+        torch.autograd.grad(function(**leaves).float().square().sum(), list(leaves.values()))
+        for function in (fft_conv, compiled)
+    ]
+    for expected, got in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def ratio(got: Tensor, expected: Tensor) -> float:
+    error = (got.double() - expected).square().mean()
+    return (error / expected.double().square().mean()).sqrt().item()
+
+
+@pytest.mark.parametrize(
+    "shape", [(520, 1030, 4096), (3, 350, 2_100_001)], ids=["toeplitz", "transform"]
+)
+def test_more_than_2_to_the_31_elements(shape: tuple[int, int, int]) -> None:
+    """The first and last rows and channels, where a 32-bit offset would wrap."""
+    batch, channels, length = shape
+    assert batch * channels * length > 2**31
+    torch.manual_seed(0)
+    u, pre_gate, dy = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    k = torch.randn(channels, length, device="cuda") / length**0.5
+    skip = torch.randn(channels, device="cuda")
+    leaves = [x.requires_grad_() for x in (u, k, skip, pre_gate)]
+    y = fft_conv(u, k, skip=skip, pre_gate=pre_gate)
+    gradients = torch.autograd.grad(y, leaves, dy)
+    with torch.no_grad():
+        for c in (0, channels - 1):
+            part = slice(c, c + 1)
+            wide = [x[:, part].double() for x in (u, pre_gate, dy)]
+            filters = [k[part].double(), skip[part].double()]
+            leaves = [x.requires_grad_() for x in (wide[0], *filters, wide[1])]
+            with torch.enable_grad():
+                z = fft_conv_reference(leaves[0], leaves[1], skip=leaves[2], pre_gate=leaves[3])
+            expected = torch.autograd.grad(z, leaves, wide[2])
+            assert ratio(y[0, part], z[0]) <= RMS_LIMIT[torch.bfloat16]
+            assert ratio(y[-1, part], z[-1]) <= RMS_LIMIT[torch.bfloat16]
+            for got, value in zip(gradients, expected, strict=True):
+                got = got[part] if got.ndim < 3 else got[:, part]
+                assert ratio(got, value) <= RMS_LIMIT[torch.bfloat16]

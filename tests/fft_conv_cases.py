@@ -1,0 +1,108 @@
+"""Inputs, plain PyTorch version and checks shared by the tests of fft_conv."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from tolerances import assert_close_to_reference
+from torch import Tensor
+
+from core.ops.fft_conv import fft_conv, fft_conv_reference
+
+
+@dataclass(frozen=True)
+class Case:
+    """Shape of a problem; ``taps`` and ``reverse_taps`` None stand for the length and for none."""
+
+    batch: int = 2
+    channels: int = 3
+    length: int = 65
+    taps: int | None = None
+    reverse_taps: int | None = None
+    skip: bool = False
+    pre_gate: bool = False
+    post_gate: bool = False
+    circular: bool = False
+
+    def inputs(self, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:
+        """Named tensors of fft_conv; filters and skip in float32 or better."""
+        generator = torch.Generator(device).manual_seed(seed)
+        wide = torch.promote_types(dtype, torch.float32)
+
+        def draw(*shape: int, kind: torch.dtype = dtype) -> Tensor:
+            return torch.randn(shape, generator=generator, device=device, dtype=wide).to(kind)
+
+        like = (self.batch, self.channels, self.length)
+        taps = self.length if self.taps is None else self.taps
+        tensors = {"u": draw(*like), "k": draw(self.channels, taps, kind=wide) / taps**0.5}
+        if self.reverse_taps is not None:
+            scale = self.reverse_taps**-0.5
+            tensors["reverse_k"] = draw(self.channels, self.reverse_taps, kind=wide) * scale
+        if self.skip:
+            tensors["skip"] = draw(self.channels, kind=wide)
+        if self.pre_gate:
+            tensors["pre_gate"] = draw(*like)
+        if self.post_gate:
+            tensors["post_gate"] = draw(*like)
+        return tensors
+
+
+# Every option, alone and together.
+OPTIONS = [
+    Case(),
+    Case(taps=9, skip=True),
+    Case(pre_gate=True),
+    Case(post_gate=True, taps=33),
+    Case(skip=True, pre_gate=True, post_gate=True),
+    Case(reverse_taps=65, pre_gate=True, post_gate=True, skip=True),
+    Case(taps=5, reverse_taps=40),
+    Case(taps=40, reverse_taps=1),
+    Case(circular=True, skip=True, pre_gate=True, post_gate=True),
+    Case(circular=True, taps=20),
+]
+
+
+def plain(
+    u: Tensor,
+    k: Tensor,
+    skip: Tensor | None = None,
+    pre_gate: Tensor | None = None,
+    post_gate: Tensor | None = None,
+    reverse_k: Tensor | None = None,
+    circular: bool = False,
+) -> Tensor:
+    """What a user of PyTorch writes: every step in the dtype of u but the FFT, which has none."""
+    v = u if pre_gate is None else pre_gate * u
+    y = fft_conv_reference(v, k, skip=skip, reverse_k=reverse_k, circular=circular)
+    return y if post_gate is None else post_gate * y
+
+
+def values_and_gradients(
+    function: object, tensors: dict[str, Tensor], dy: Tensor, circular: bool
+) -> dict[str, Tensor]:
+    """The output under "y" and the gradient of each tensor under its name."""
+    leaves = {name: x.detach().requires_grad_() for name, x in tensors.items()}
+    assert callable(function)
+    y = function(**leaves, circular=circular)
+    gradients = torch.autograd.grad(y, list(leaves.values()), dy.to(y.dtype))
+    return {"y": y.detach(), **dict(zip(leaves, gradients, strict=True))}
+
+
+def check(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> None:
+    """fft_conv and all its gradients against the definition in float64."""
+    tensors = case.inputs(dtype, device, seed)
+    dy = case.inputs(dtype, device, seed + 1)["u"]
+    got = values_and_gradients(fft_conv, tensors, dy, case.circular)
+    expected = values_and_gradients(
+        fft_conv_reference, {k: v.double() for k, v in tensors.items()}, dy, case.circular
+    )
+    if dtype == torch.float64:
+        torch.testing.assert_close(got, expected)
+        return
+    simple = values_and_gradients(plain, tensors, dy, case.circular)
+    for name, value in got.items():
+        assert value.dtype == (tensors["u"] if name == "y" else tensors[name]).dtype, name
+        assert_close_to_reference(
+            name, value, expected[name], simple[name], dtype, gradient=name != "y"
+        )
