@@ -47,12 +47,9 @@ def predict(
     Each rank takes shards of its own. Shards that an earlier, killed run of the same job finished
     are kept. Raises UsageError for a folder that is not this job's, DataError for bad records.
     """
-    if config.rows_per_shard < 1:
-        raise UsageError(f"rows_per_shard is {config.rows_per_shard}; it must be at least 1")
+    check_config(datamodule, config)
     if trainer.limit_predict_batches != 1.0:
         raise UsageError("limit_predict_batches and fast_dev_run leave records out; remove them")
-    if config.export is not None:
-        datamodule.check_export(Path(config.export))
     job = _Job(datamodule, config, model_version, config_hash)
     writer = _ShardWriter()
     trainer.callbacks.append(writer)  # type: ignore[attr-defined]
@@ -61,6 +58,44 @@ def predict(
     finally:
         trainer.callbacks.remove(writer)  # type: ignore[attr-defined]
     return Path(config.path)
+
+
+def check_config(datamodule: RecordDataModule, config: PredictionConfig) -> None:
+    """Raises UsageError for what can be known to fail before any data is read."""
+    if config.rows_per_shard < 1:
+        raise UsageError(f"rows_per_shard is {config.rows_per_shard}; it must be at least 1")
+    if config.export is not None:
+        datamodule.check_export(Path(config.export))
+
+
+def open_job(
+    datamodule: RecordDataModule,
+    config: PredictionConfig,
+    *,
+    records: int,
+    model_version: str,
+    config_hash: str,
+) -> tuple[Manifest, list[int]]:
+    """The manifest of a job whose data is set up, and the shards that are still to be predicted.
+
+    Raises DataError for no records, UsageError for a folder that is not this job's.
+    """
+    if records == 0:
+        raise DataError("no records to predict: the input is empty; give one with records")
+    files = datamodule.digest_files()
+    if config.export is not None:
+        export = Path(config.export).resolve()
+        if export in [file.resolve() for file in files]:
+            raise UsageError(f"{config.export}: is the input itself; export to another file")
+    manifest = Manifest(digest(files), model_version, config_hash, records, config.rows_per_shard)
+    return manifest, open_folder(Path(config.path), manifest)
+
+
+def finish_job(datamodule: RecordDataModule, config: PredictionConfig, manifest: Manifest) -> None:
+    """Check and mark the folder, then export it."""
+    merge(Path(config.path), manifest)
+    if config.export is not None:
+        write_whole(Path(config.export), lambda file: datamodule.export(Path(config.path), file))
 
 
 class _Job(LightningDataModule):
@@ -82,8 +117,6 @@ class _Job(LightningDataModule):
     ) -> None:
         super().__init__()
         self.datamodule = datamodule
-        self.folder = Path(config.path)
-        self.export = None if config.export is None else Path(config.export)
         self.config = config
         self.model_version = model_version
         self.config_hash = config_hash
@@ -97,50 +130,34 @@ class _Job(LightningDataModule):
         self.datamodule.setup(stage)
         records = self.datamodule.predict_records()
         # Rank zero alone looks at the folder; what it finds, an error too, goes to all.
-        found: list[int] | UserError = []
+        found: tuple[Manifest, list[int]] | UserError | None = None
         if self.trainer.is_global_zero:
             try:
-                found = self._open(len(records))
+                found = open_job(
+                    self.datamodule,
+                    self.config,
+                    records=len(records),
+                    model_version=self.model_version,
+                    config_hash=self.config_hash,
+                )
             except UserError as error:
                 found = error
-        found, manifest = self.trainer.strategy.broadcast((found, getattr(self, "manifest", None)))
+        found = self.trainer.strategy.broadcast(found)
         if isinstance(found, UserError):
             raise found
-        assert manifest is not None
-        self.manifest = manifest
-        mine = found[self.trainer.global_rank :: self.trainer.world_size]
+        assert found is not None
+        self.manifest, shards = found
+        mine = shards[self.trainer.global_rank :: self.trainer.world_size]
         self.shards = mine
         self.loader = _ShardLoader(
             self.datamodule,
             records,
-            [manifest.numbers(shard) for shard in mine],
+            [self.manifest.numbers(shard) for shard in mine],
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
         )
 
-    def _open(self, records: int) -> list[int]:
-        if records == 0:
-            raise DataError("no records to predict: the input is empty; give one with records")
-        files = self.datamodule.digest_files()
-        if self.export is not None and self.export.resolve() in [file.resolve() for file in files]:
-            raise UsageError(
-                f"{self.export}: is the input itself; choose another file to export to"
-            )
-        self.manifest = Manifest(
-            input_digest=digest(files),
-            model_version=self.model_version,
-            config_hash=self.config_hash,
-            records=records,
-            rows_per_shard=self.config.rows_per_shard,
-        )
-        return open_folder(self.folder, self.manifest)
-
     def predict_dataloader(self) -> _ShardLoader:
         return self.loader
-
-    def finish(self) -> None:
-        merge(self.folder, self.manifest)
-        if self.export is not None:
-            write_whole(self.export, lambda file: self.datamodule.export(self.folder, file))
 
     def teardown(self, stage: str) -> None:
         self.datamodule.teardown(stage)
@@ -197,7 +214,7 @@ class _Batches:
             yield from batches(numbers, self.size)
 
 
-def _unchanged(encoded: Encoded) -> Encoded:
+def _unchanged(encoded: Any) -> Any:
     return encoded
 
 
@@ -216,6 +233,7 @@ class _ShardWriter(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         job: _Job = trainer.datamodule  # type: ignore[attr-defined]
         self.job = job
+        self.folder = Path(job.config.path)
         self.open = deque(job.shards)
         self.parts: list[pa.Table] = []
         self.records = 0
@@ -237,7 +255,7 @@ class _ShardWriter(Callback):
         self._add_skipped()
         trainer.strategy.barrier("all shards written")
         if trainer.is_global_zero:
-            self.job.finish()
+            finish_job(self.job.datamodule, self.job.config, self.job.manifest)
 
     def _add_skipped(self) -> None:
         """Batches of which no record was left never reached the model."""
@@ -250,5 +268,5 @@ class _ShardWriter(Callback):
         self.records += len(encoded.numbers) + len(encoded.skipped)
         numbers = self.job.manifest.numbers(self.open[0])
         if self.records == len(numbers):
-            write_shard(self.job.folder, self.open.popleft(), assemble(self.parts, numbers))
+            write_shard(self.folder, self.open.popleft(), assemble(self.parts, numbers))
             self.parts, self.records = [], 0

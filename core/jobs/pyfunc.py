@@ -6,17 +6,21 @@ import importlib.util
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pandas as pd
+import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule
-from mlflow.models import ModelSignature
+from mlflow.models import ModelSignature, infer_signature
 from mlflow.models.model import ModelInfo
+from mlflow.pyfunc.model import PythonModel
 from mlflow.types import ColSpec, Schema
+from packaging.requirements import Requirement
 from safetensors.torch import load_model, save_model
 
 from core.jobs.data import Record, RecordDataModule
@@ -44,22 +48,31 @@ def log_predictor(
     """
     config = {key: dict(config[key]) for key in ("model", "data")}
     build(config)  # What cannot be rebuilt must not be logged.
-    columns = [ColSpec(kind, column) for column, kind in datamodule.input_columns.items()]
+    inputs = Schema([ColSpec(kind, column) for column, kind in datamodule.input_columns.items()])
+    outputs = None
+    if example is not None:
+        outputs = infer_signature(model_output=Predictor(task, datamodule)(example).to_pandas())
     with tempfile.TemporaryDirectory() as folder:
-        folder_path = Path(folder)
-        (folder_path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_model(task, str(folder_path / "model.safetensors"))
-        with mlflow.start_run(run_id=run_id):
+        (Path(folder) / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        save_model(task, str(Path(folder) / "model.safetensors"))
+        with _in_run(run_id):
             return mlflow.pyfunc.log_model(
                 name="predictor",
                 python_model=str(Path(__file__).with_name("served.py")),
                 artifacts={"predictor": folder},
                 code_paths=code_paths(config),
-                pip_requirements=requirements(),
-                signature=ModelSignature(inputs=Schema(columns)),
+                pip_requirements=requirements(config),
+                signature=ModelSignature(inputs=inputs, outputs=outputs and outputs.outputs),
                 input_example=None if example is None else pd.DataFrame(list(example)),
                 registered_model_name=name,
             )
+
+
+def _in_run(run_id: str) -> AbstractContextManager[Any]:
+    active = mlflow.active_run()
+    if active is not None and active.info.run_id == run_id:
+        return nullcontext()
+    return mlflow.start_run(run_id=run_id, nested=active is not None)
 
 
 def build(config: Mapping[str, Any]) -> tuple[LightningModule, RecordDataModule]:
@@ -71,14 +84,15 @@ def build(config: Mapping[str, Any]) -> tuple[LightningModule, RecordDataModule]
     return objects.model, objects.data
 
 
-class PredictorModel(mlflow.pyfunc.PythonModel):
+class PredictorModel(PythonModel):
     """Rebuilds task and data module when it is loaded; a table of records in, of rows out."""
 
     def load_context(self, context: Any) -> None:
         folder = Path(context.artifacts["predictor"])
         task, datamodule = build(json.loads((folder / "config.json").read_text()))
         load_model(task, str(folder / "model.safetensors"))
-        self.predictor = Predictor(task, datamodule)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.predictor = Predictor(task.to(device), datamodule)
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
@@ -111,16 +125,19 @@ def _class_paths(value: Any) -> Iterator[str]:
             yield from _class_paths(item)
 
 
-def requirements() -> list[str]:
-    """This project's own dependencies, without extras, at the versions installed here."""
-    names = [
-        "torch",
-        "numpy",
-        "lightning",
-        "jsonargparse",
-        "mlflow",
-        "pandas",
-        "pyarrow",
-        "safetensors",
-    ]
-    return [f"{name}=={metadata.version(name)}" for name in names]
+def requirements(config: Mapping[str, Any]) -> list[str] | None:
+    """This project's dependencies, with the extras named like the packages in ``config``, at the
+    versions installed here. None, so that MLflow infers them, if the project is not installed."""
+    extras = {"", *(path.split(".")[0] for path in _class_paths(config))}
+    try:
+        lines = metadata.requires(_OURS) or []
+    except metadata.PackageNotFoundError:
+        return None
+    pinned = []
+    for requirement in map(Requirement, lines):
+        marker = requirement.marker
+        if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras):
+            # A local build's tag (+cu130) is not a version that an index knows.
+            version = metadata.version(requirement.name).split("+")[0]
+            pinned.append(f"{requirement.name}=={version}")
+    return pinned
