@@ -49,7 +49,7 @@ def write_gzip(path: Path, text: str) -> Path:
 
 
 def write_bgzf(path: Path, text: str) -> Path:
-    with pysam.BGZFile(str(path), "wb") as file:
+    with pysam.BGZFile(str(path), "wb", None) as file:
         file.write(text.encode())
     return path
 
