@@ -25,7 +25,7 @@ from genomics.data.tokenizers import reverse_complement
 
 WINDOW = 300
 APART = 2_500
-SPLITS = {"chr3L": "validation", "chr2R": "test"}
+SPLITS = {"chr3L": "val", "chr2R": "test"}
 CHROM = "chr22_20-21M"
 
 _HEADER = re.compile(
