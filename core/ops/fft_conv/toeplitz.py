@@ -29,12 +29,6 @@ def _rounded(x: Any, BITS: tl.constexpr) -> Any:
 
 
 @triton.jit
-def _operand(x: Any, TF32: tl.constexpr) -> Any:
-    """What a tensor core reads of a float32 are 10 bits of fraction; it would cut off the rest."""
-    return _rounded(x, 13) if TF32 else x
-
-
-@triton.jit
 def _store(pointer: Any, x: Any, mask: Any) -> None:
     if INTERPRET and pointer.dtype.element_ty == tl.bfloat16:
         x = _rounded(x, 16)  # the interpreter's cast cuts off
@@ -42,13 +36,9 @@ def _store(pointer: Any, x: Any, mask: Any) -> None:
 
 
 @triton.jit
-def _dot(a: Any, b: Any, acc: Any, TF32: tl.constexpr) -> Any:
-    a, b = _operand(a, TF32), _operand(b, TF32)
-    if TF32:
-        acc = tl.dot(a, b, acc, input_precision="tf32")
-    else:
-        acc = tl.dot(a, b, acc, input_precision="ieee")
-    return acc
+def _dot(a: Any, b: Any, acc: Any) -> Any:
+    """acc + a b. A tensor core reads 10 bits of a float32's fraction and would cut off the rest."""
+    return tl.dot(_rounded(a, 13), _rounded(b, 13), acc, input_precision="tf32")
 
 
 @triton.jit
@@ -99,7 +89,6 @@ def _convolve_kernel(
     HAS_OUT2: tl.constexpr,
     FLIP: tl.constexpr,
     CIRCULAR: tl.constexpr,
-    TF32: tl.constexpr,
     ROWS: tl.constexpr,
     P: tl.constexpr,
 ) -> None:
@@ -135,7 +124,7 @@ def _convolve_kernel(
         x = _gated(x_ptr, x_base + time, gate_ptr, gate_base + time, inside, HAS_GATE)
         s = d * P + lag
         t = tl.load(h_ptr + s, mask=(s >= -zero) & (s < taps - zero), other=0.0)
-        acc = _dot(x, t, acc, TF32)
+        acc = _dot(x, t, acc)
 
     at = block[:, None] * P + column[None, :]
     time = length - 1 - at if FLIP else at
@@ -180,7 +169,6 @@ def _correlate_kernel(
     HAS_G_GATE: tl.constexpr,
     HAS_V_GATE: tl.constexpr,
     CIRCULAR: tl.constexpr,
-    TF32: tl.constexpr,
     LAGS: tl.constexpr,
     P: tl.constexpr,
     STEP: tl.constexpr,
@@ -219,7 +207,7 @@ def _correlate_kernel(
             in_v = (at_v >= 0) & (at_v < length)
             g = _gated(g_ptr, g_base + at_g, g_gate_ptr, g_gate_base + at_g, in_g, HAS_G_GATE)
             v = _gated(v_ptr, v_base + at_v, v_gate_ptr, v_gate_base + at_v, in_v, HAS_V_GATE)
-            entry_acc = _dot(g, v, entry_acc, TF32)
+            entry_acc = _dot(g, v, entry_acc)
         acc += entry_acc  # short sums of short sums lose less than one long sum
     s = (tile * LAGS + tl.arange(0, LAGS))[:, None] * P + column[None, :]
     out_ptr += (part * channels + channel) * taps
@@ -323,7 +311,6 @@ def convolve(
         HAS_OUT2=len(targets) == 2,
         FLIP=flip,
         CIRCULAR=circular,
-        TF32=x.dtype != torch.float32,
         ROWS=rows,
         P=P,
         num_warps=WARPS,
@@ -376,7 +363,6 @@ def correlate(
         HAS_G_GATE=g_gate is not None,
         HAS_V_GATE=v_gate is not None,
         CIRCULAR=circular,
-        TF32=g.dtype != torch.float32,
         LAGS=lags,
         P=P,
         STEP=32,

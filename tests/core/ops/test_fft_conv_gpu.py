@@ -48,14 +48,14 @@ def test_every_length(dtype: torch.dtype, length: int) -> None:
         check(replace(at_length(case, length), batch=3, channels=4), dtype, "cuda", seed=length)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("limit", [0, 1 << 20])
 @pytest.mark.usefixtures("nan_filled")
 def test_both_algorithms(dtype: torch.dtype, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """FFT and Toeplitz products, on lengths where the other one is the choice."""
     from core.ops.fft_conv import kernel
 
-    monkeypatch.setattr(kernel, "TOEPLITZ_LENGTH", dict.fromkeys(kernel.TOEPLITZ_LENGTH, limit))
+    monkeypatch.setattr(kernel, "TOEPLITZ_LENGTH", limit)
     for case in OPTIONS:
         for length in (33, 700, 6000):
             check(replace(at_length(case, length), batch=9, channels=5), dtype, "cuda")
