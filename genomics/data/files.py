@@ -103,15 +103,16 @@ def open_binary(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         raise DataError(f"{found}: truncated or corrupt gzip ({error}); fetch it again") from error
 
 
-def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
+def read_lines(path: str | os.PathLike[str], errors: str = "strict") -> Iterator[tuple[int, str]]:
     """Yield (line number from 1, line without its end) of a plain, gzip or BGZF text file.
 
-    Raises DataError as ``open_binary`` does, and with the line number if a line is not UTF-8.
+    ``errors`` is that of ``bytes.decode``. Raises DataError as ``open_binary`` does, and with the
+    line number if a line is not UTF-8.
     """
     with open_binary(path) as file:
         for number, line in enumerate(file, start=1):
             try:
-                yield number, line.decode().rstrip("\r\n")
+                yield number, line.decode(errors=errors).rstrip("\r\n")
             except UnicodeDecodeError:
                 raise DataError(f"{path} line {number}: not text (UTF-8)") from None
 
