@@ -17,7 +17,16 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from core.ops.dispatch import use_triton
-from core.patterns import Dilated, Full, Pattern, Tokens, block_table, flex_mask, visible
+from core.patterns import (
+    FLEX_BLOCK,
+    Dilated,
+    Full,
+    Pattern,
+    Tokens,
+    block_table,
+    flex_mask,
+    visible,
+)
 from core.sequences import Sequences
 
 GATHER_BLOCK = 64  # tokens; large enough for the products, small enough to leave little masked
@@ -130,17 +139,41 @@ def _takes_flex(query: Tensor, dropout: float) -> bool:
     )
 
 
+# A model meets more variants (patterns, shapes, training and not) than the eight that torch.compile
+# keeps by default; after those FlexAttention would silently compute the whole square.
+_VARIANTS = 256
+
+
 @cache
 def _compiled_flex() -> Any:
-    return torch.compile(flex_attention)
+    return torch.compile(_flex_blocks, fullgraph=True)
+
+
+def _flex_blocks(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask) -> Tensor:
+    """``query`` and the others (batch, blocks, FLEX_BLOCK, heads, head_dim).
+
+    Given as blocks because only then a compiler to which the length is a variable knows that it is
+    a multiple of the block, and leaves the checks of every load out.
+    """
+    grouped = query.shape[3] != key.shape[3]
+    query, key, value = (x.flatten(1, 2).transpose(1, 2) for x in (query, key, value))
+    out = flex_attention(query, key, value, block_mask=mask, enable_gqa=grouped)
+    return out.transpose(1, 2)
 
 
 def _flex(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask) -> Tensor:
-    function = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
-    heads = (x.transpose(1, 2) for x in (query, key, value))
-    grouped = query.shape[2] != key.shape[2]
-    out: Tensor = function(*heads, block_mask=mask, enable_gqa=grouped)
-    return out.transpose(1, 2)
+    def blocks(x: Tensor) -> Tensor:
+        tail = -x.shape[1] % FLEX_BLOCK
+        x = F.pad(x, (0, 0, 0, 0, 0, tail)) if tail else x
+        return x.unflatten(1, (-1, FLEX_BLOCK))
+
+    heads = blocks(query), blocks(key), blocks(value)
+    if torch.compiler.is_compiling():
+        out = _flex_blocks(*heads, mask)
+    else:
+        with torch._dynamo.config.patch(recompile_limit=_VARIANTS):
+            out = _compiled_flex()(*heads, mask)
+    return out[:, : query.shape[1]]
 
 
 # The layers of a model ask for the same mask one after the other. The entry holds the documents'
@@ -156,7 +189,12 @@ def _flex_mask(
 
     def make() -> BlockMask:
         tokens = _tokens(pattern, length, sequences, seen, query.device)
-        queries = Tokens(*(x[:, tokens.slot.shape[1] - length :] for x in tokens))
+        keys = tokens.slot.shape[1]
+        queries = Tokens(*(x[:, keys - length :] for x in tokens))
+        queries, tokens = (
+            queries.pad(0, -length % FLEX_BLOCK),
+            tokens.pad(0, -keys % FLEX_BLOCK),
+        )
         return flex_mask(pattern, causal, queries, tokens, batch)
 
     if torch.compiler.is_compiling():

@@ -101,8 +101,9 @@ class Spans(NamedTuple):
 class Pattern(ABC):
     """Which keys a query may see.
 
-    ``allowed`` is the definition. The rest bounds it, so that nobody evaluates it where nothing is
-    allowed: ``touches`` may say True too often and ``covers`` False too often, never the reverse.
+    ``describe`` and ``decide`` are the definition, `allowed` joins them. The rest bounds it, so
+    that nobody evaluates it where nothing is allowed: ``touches`` may say True too often and
+    ``covers`` False too often, never the reverse.
     """
 
     @property
@@ -118,9 +119,22 @@ class Pattern(ABC):
         """
         return None
 
+    @property
+    def described_by(self) -> int:
+        """How many tensors `describe` gives."""
+        return 1
+
+    def describe(self, position: Tensor) -> tuple[Tensor, ...]:
+        """What of an integer position decides who sees whom: integers of its shape and type."""
+        return (position,)
+
     @abstractmethod
+    def decide(self, query: Sequence[Tensor], key: Sequence[Tensor]) -> Tensor:
+        """Boolean, elementwise over descriptions that broadcast against each other."""
+
     def allowed(self, query: Tensor, key: Tensor) -> Tensor:
         """Boolean, elementwise over integer positions that broadcast against each other."""
+        return self.decide(self.describe(query), self.describe(key))
 
     def touches(self, query: Spans, key: Spans) -> Tensor:
         """Boolean per pair of blocks: False only where no query sees any key."""
@@ -142,8 +156,8 @@ class Pattern(ABC):
 class Full(Pattern):
     """Every key."""
 
-    def allowed(self, query: Tensor, key: Tensor) -> Tensor:
-        return torch.ones_like((query < 0) | (key < 0))
+    def decide(self, query: Sequence[Tensor], key: Sequence[Tensor]) -> Tensor:
+        return (query[0] >= 0) & (key[0] >= 0)
 
     def covers(self, query: Spans, key: Spans) -> Tensor:
         return self.touches(query, key)
@@ -167,8 +181,8 @@ class SlidingWindow(Pattern):
     def reach(self) -> int:
         return self.window - 1
 
-    def allowed(self, query: Tensor, key: Tensor) -> Tensor:
-        return (query - key).abs() < self.window
+    def decide(self, query: Sequence[Tensor], key: Sequence[Tensor]) -> Tensor:
+        return (query[0] - key[0]).abs() < self.window
 
     def covers(self, query: Spans, key: Spans) -> Tensor:
         apart = torch.maximum(query.last - key.first, key.last - query.first)
@@ -193,8 +207,8 @@ class Dilated(Pattern):
     def reach(self) -> int:
         return (self.window - 1) * self.dilation
 
-    def allowed(self, query: Tensor, key: Tensor) -> Tensor:
-        apart = (query - key).abs()
+    def decide(self, query: Sequence[Tensor], key: Sequence[Tensor]) -> Tensor:
+        apart = (query[0] - key[0]).abs()
         return (apart <= self.reach) & (apart % self.dilation == 0)
 
 
@@ -219,8 +233,8 @@ class GlobalTokens(Pattern):
     def reach(self) -> int:
         return 0
 
-    def allowed(self, query: Tensor, key: Tensor) -> Tensor:
-        return (query < self.count) | (key < self.count)
+    def decide(self, query: Sequence[Tensor], key: Sequence[Tensor]) -> Tensor:
+        return (query[0] < self.count) | (key[0] < self.count)
 
     def touches(self, query: Spans, key: Spans) -> Tensor:
         return (query.low < self.count) | (key.low < self.count)
@@ -249,20 +263,27 @@ class RandomBlocks(Pattern):
     def partner(self, block: Tensor, draw: int) -> Tensor:
         """The earlier block that ``block`` draws in its draw number ``draw``; -1 for block 0."""
         # A small integer hash (multiply, fold the high bits down), kept under 2**31 so that
-        # products fit into int64 wherever it runs: PyTorch or a Triton kernel made from it.
+        # products fit into int64.
         low = 0x7FFFFFFF
         salt = (self.seed * 2654435761 + (draw + 1) * 40503 * 65537) & low
         x = (block.to(torch.int64) * 1103515245 + salt) & low
         for factor in (73244475, 668265263):
             x = ((x ^ (x >> 15)) * factor) & low
         x = x ^ (x >> 16)
-        return torch.where(block > 0, x % block.clamp(min=1), -1)
+        return torch.where(block > 0, x % block.clamp(min=1), -1).to(block.dtype)
 
-    def allowed(self, query: Tensor, key: Tensor) -> Tensor:
-        q, k = query // self.block, key // self.block
-        later, earlier = torch.maximum(q, k), torch.minimum(q, k)
-        links = (self.partner(later, draw) == earlier for draw in range(self.count))
-        return reduce(torch.logical_or, links)
+    @property
+    def described_by(self) -> int:
+        return 1 + self.count
+
+    def describe(self, position: Tensor) -> tuple[Tensor, ...]:
+        # Hashed here, once a position, and not in `decide`, once a pair.
+        block = position // self.block
+        return (block, *(self.partner(block, draw) for draw in range(self.count)))
+
+    def decide(self, query: Sequence[Tensor], key: Sequence[Tensor]) -> Tensor:
+        links = [partner == key[0] for partner in query[1:]]
+        return reduce(torch.logical_or, links + [partner == query[0] for partner in key[1:]])
 
     def touches(self, query: Spans, key: Spans) -> Tensor:
         # Blocks across a border of documents are left to `allowed`.
@@ -297,8 +318,20 @@ class Union(Pattern):
         reaches = [part.reach for part in self.parts]
         return None if None in reaches else max(reach for reach in reaches if reach is not None)
 
-    def allowed(self, query: Tensor, key: Tensor) -> Tensor:
-        return reduce(torch.logical_or, (part.allowed(query, key) for part in self.parts))
+    @property
+    def described_by(self) -> int:
+        return sum(part.described_by for part in self.parts)
+
+    def describe(self, position: Tensor) -> tuple[Tensor, ...]:
+        return tuple(value for part in self.parts for value in part.describe(position))
+
+    def decide(self, query: Sequence[Tensor], key: Sequence[Tensor]) -> Tensor:
+        start, seen = 0, []
+        for part in self.parts:
+            end = start + part.described_by
+            seen.append(part.decide(query[start:end], key[start:end]))
+            start = end
+        return reduce(torch.logical_or, seen)
 
     def touches(self, query: Spans, key: Spans) -> Tensor:
         return reduce(torch.logical_or, (part.touches(query, key) for part in self.parts))
@@ -344,17 +377,24 @@ def block_table(
 def flex_mask(pattern: Pattern, causal: bool, query: Tokens, key: Tokens, batch: int) -> BlockMask:
     """FlexAttention's block mask for ``batch`` rows, made on the tokens' device.
 
-    Built from the table of blocks: no (length, length) mask is evaluated on the way.
+    Built from the table of blocks: no (length, length) mask is evaluated on the way. Lengths must
+    be multiples of ``FLEX_BLOCK``; `Tokens.pad` makes them so.
     """
     touched, covered = block_table(pattern, causal, query, key, FLEX_BLOCK)
     q_position, q_document = (x.expand(batch, -1) for x in query[1:])
     k_position, k_document = (x.expand(batch, -1) for x in key[1:])
+    q_facts, k_facts = (
+        torch.stack(pattern.describe(x.position)).expand(-1, batch, -1) for x in (query, key)
+    )
+    count = pattern.described_by
 
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        one, other = q_position[b, q], k_position[b, k]
         document = q_document[b, q]
-        seen = (document == k_document[b, k]) & (document >= 0) & pattern.allowed(one, other)
-        return seen & (other <= one) if causal else seen
+        seen = (document == k_document[b, k]) & (document >= 0)
+        one = [q_facts[i, b, q] for i in range(count)]
+        other = [k_facts[i, b, k] for i in range(count)]
+        seen = seen & pattern.decide(one, other)
+        return seen & (k_position[b, k] <= q_position[b, q]) if causal else seen
 
     def listed(table: Tensor) -> tuple[Tensor, Tensor]:
         table = table[:, None].to(torch.int32)
