@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -16,18 +14,18 @@ from core.ops.fft_conv import spectral
 
 @triton.jit
 def _gated_copy_kernel(
-    x_ptr: Any,
-    gate_ptr: Any,
-    out_ptr: Any,
-    channels: Any,
-    length: Any,
-    x_batch: Any,
-    x_channel: Any,
-    gate_batch: Any,
-    gate_channel: Any,
-    out_batch: Any,
-    out_channel: Any,
-    pieces: Any,
+    x_ptr: tl.tensor,
+    gate_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    channels: tl.tensor,
+    length: tl.tensor,
+    x_batch: tl.tensor,
+    x_channel: tl.tensor,
+    gate_batch: tl.tensor,
+    gate_channel: tl.tensor,
+    out_batch: tl.tensor,
+    out_channel: tl.tensor,
+    pieces: tl.tensor,
     HAS_GATE: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
@@ -46,8 +44,13 @@ def _gated_copy_kernel(
 
 @triton.jit
 def _cross_spectrum_kernel(
-    v_ptr: Any, g_ptr: Any, out_ptr: Any, batch: Any, size: Any, BLOCK: tl.constexpr
-) -> Any:
+    v_ptr: tl.tensor,
+    g_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    batch: tl.tensor,
+    size: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> tl.tensor:
     """out = sum over the batch of conj(v) g; complex numbers as neighbouring pairs."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = i < size

@@ -8,7 +8,6 @@ README.md derives both products.
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import torch
 import triton
@@ -22,34 +21,34 @@ INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
 @triton.jit
-def _rounded(x: Any, BITS: tl.constexpr) -> Any:
+def _rounded(x: tl.tensor, BITS: tl.constexpr) -> tl.tensor:
     """float32 to nearest with the last ``BITS`` bits of the fraction zero, ties away from zero."""
     bits = x.to(tl.int32, bitcast=True) + (1 << (BITS - 1))
     return (bits & -(1 << BITS)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _store(pointer: Any, x: Any, mask: Any) -> None:
+def _store(pointer: tl.tensor, x: tl.tensor, mask: tl.tensor) -> None:
     if INTERPRET and pointer.dtype.element_ty == tl.bfloat16:
         x = _rounded(x, 16)  # the interpreter's cast cuts off
     tl.store(pointer, x.to(pointer.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _dot(a: Any, b: Any, acc: Any) -> Any:
+def _dot(a: tl.tensor, b: tl.tensor, acc: tl.tensor) -> tl.tensor:
     """acc + a b. A tensor core reads 10 bits of a float32's fraction and would cut off the rest."""
     return tl.dot(_rounded(a, 13), _rounded(b, 13), acc, input_precision="tf32")
 
 
 @triton.jit
 def _gated(
-    x_ptr: Any,
-    x_offset: Any,
-    gate_ptr: Any,
-    gate_offset: Any,
-    mask: Any,
+    x_ptr: tl.tensor,
+    x_offset: tl.tensor,
+    gate_ptr: tl.tensor,
+    gate_offset: tl.tensor,
+    mask: tl.tensor,
     HAS_GATE: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     x = tl.load(x_ptr + x_offset, mask=mask, other=0.0).to(tl.float32)
     if HAS_GATE:
         x = x * tl.load(gate_ptr + gate_offset, mask=mask, other=0.0).to(tl.float32)
@@ -58,31 +57,31 @@ def _gated(
 
 @triton.jit
 def _convolve_kernel(
-    x_ptr: Any,
-    gate_ptr: Any,
-    h_ptr: Any,
-    skip_ptr: Any,
-    out1_ptr: Any,
-    out_gate1_ptr: Any,
-    out2_ptr: Any,
-    out_gate2_ptr: Any,
-    x_batch: Any,
-    x_channel: Any,
-    gate_batch: Any,
-    gate_channel: Any,
-    out_gate1_batch: Any,
-    out_gate1_channel: Any,
-    out_gate2_batch: Any,
-    out_gate2_channel: Any,
-    batch: Any,
-    channels: Any,
-    length: Any,
-    taps: Any,
-    zero: Any,
-    blocks: Any,
-    first_lag: Any,
-    last_lag: Any,
-    tiles: Any,
+    x_ptr: tl.tensor,
+    gate_ptr: tl.tensor,
+    h_ptr: tl.tensor,
+    skip_ptr: tl.tensor,
+    out1_ptr: tl.tensor,
+    out_gate1_ptr: tl.tensor,
+    out2_ptr: tl.tensor,
+    out_gate2_ptr: tl.tensor,
+    x_batch: tl.tensor,
+    x_channel: tl.tensor,
+    gate_batch: tl.tensor,
+    gate_channel: tl.tensor,
+    out_gate1_batch: tl.tensor,
+    out_gate1_channel: tl.tensor,
+    out_gate2_batch: tl.tensor,
+    out_gate2_channel: tl.tensor,
+    batch: tl.tensor,
+    channels: tl.tensor,
+    length: tl.tensor,
+    taps: tl.tensor,
+    zero: tl.tensor,
+    blocks: tl.tensor,
+    first_lag: tl.tensor,
+    last_lag: tl.tensor,
+    tiles: tl.tensor,
     HAS_GATE: tl.constexpr,
     HAS_SKIP: tl.constexpr,
     HAS_OUT_GATE1: tl.constexpr,
@@ -146,26 +145,26 @@ def _convolve_kernel(
 
 @triton.jit
 def _correlate_kernel(
-    g_ptr: Any,
-    g_gate_ptr: Any,
-    v_ptr: Any,
-    v_gate_ptr: Any,
-    out_ptr: Any,
-    g_batch: Any,
-    g_channel: Any,
-    g_gate_batch: Any,
-    g_gate_channel: Any,
-    v_batch: Any,
-    v_channel: Any,
-    v_gate_batch: Any,
-    v_gate_channel: Any,
-    batch: Any,
-    channels: Any,
-    length: Any,
-    taps: Any,
-    zero: Any,
-    tiles: Any,
-    share: Any,
+    g_ptr: tl.tensor,
+    g_gate_ptr: tl.tensor,
+    v_ptr: tl.tensor,
+    v_gate_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    g_batch: tl.tensor,
+    g_channel: tl.tensor,
+    g_gate_batch: tl.tensor,
+    g_gate_channel: tl.tensor,
+    v_batch: tl.tensor,
+    v_channel: tl.tensor,
+    v_gate_batch: tl.tensor,
+    v_gate_channel: tl.tensor,
+    batch: tl.tensor,
+    channels: tl.tensor,
+    length: tl.tensor,
+    taps: tl.tensor,
+    zero: tl.tensor,
+    tiles: tl.tensor,
+    share: tl.tensor,
     HAS_G_GATE: tl.constexpr,
     HAS_V_GATE: tl.constexpr,
     CIRCULAR: tl.constexpr,
@@ -216,21 +215,21 @@ def _correlate_kernel(
 
 @triton.jit
 def _inner_product_kernel(
-    g_ptr: Any,
-    g_gate_ptr: Any,
-    v_ptr: Any,
-    v_gate_ptr: Any,
-    out_ptr: Any,
-    g_batch: Any,
-    g_channel: Any,
-    g_gate_batch: Any,
-    g_gate_channel: Any,
-    v_batch: Any,
-    v_channel: Any,
-    v_gate_batch: Any,
-    v_gate_channel: Any,
-    channels: Any,
-    length: Any,
+    g_ptr: tl.tensor,
+    g_gate_ptr: tl.tensor,
+    v_ptr: tl.tensor,
+    v_gate_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    g_batch: tl.tensor,
+    g_channel: tl.tensor,
+    g_gate_batch: tl.tensor,
+    g_gate_channel: tl.tensor,
+    v_batch: tl.tensor,
+    v_channel: tl.tensor,
+    v_gate_batch: tl.tensor,
+    v_gate_channel: tl.tensor,
+    channels: tl.tensor,
+    length: tl.tensor,
     HAS_G_GATE: tl.constexpr,
     HAS_V_GATE: tl.constexpr,
     BLOCK: tl.constexpr,
