@@ -13,13 +13,15 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+import pyarrow as pa
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule
-from mlflow.models import ModelSignature, infer_signature
+from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.pyfunc.model import PythonModel
-from mlflow.types import ColSpec, Schema
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import Array
 from packaging.requirements import Requirement
 from safetensors.torch import load_model, save_model
 
@@ -49,9 +51,7 @@ def log_predictor(
     config = {key: dict(config[key]) for key in ("model", "data")}
     build(config)  # What cannot be rebuilt must not be logged.
     inputs = Schema([ColSpec(kind, column) for column, kind in datamodule.input_columns.items()])
-    outputs = None
-    if example is not None:
-        outputs = infer_signature(model_output=Predictor(task, datamodule)(example).to_pandas())
+    outputs = None if example is None else _schema(Predictor(task, datamodule)(example))
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         save_model(task, str(Path(folder) / "model.safetensors"))
@@ -62,7 +62,7 @@ def log_predictor(
                 artifacts={"predictor": folder},
                 code_paths=code_paths(config),
                 pip_requirements=requirements(config),
-                signature=ModelSignature(inputs=inputs, outputs=outputs and outputs.outputs),
+                signature=ModelSignature(inputs=inputs, outputs=outputs),
                 input_example=None if example is None else pd.DataFrame(list(example)),
                 registered_model_name=name,
             )
@@ -80,7 +80,7 @@ def build(config: Mapping[str, Any]) -> tuple[LightningModule, RecordDataModule]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningModule, "model")
     parser.add_subclass_arguments(RecordDataModule, "data")
-    objects = parser.instantiate_classes(parser.parse_object(dict(config)))
+    objects = parser.instantiate(parser.parse_object(dict(config)))
     return objects.model, objects.data
 
 
@@ -97,7 +97,35 @@ class PredictorModel(PythonModel):
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
     ) -> pd.DataFrame:
-        return self.predictor(model_input).to_pandas()
+        return _frame(self.predictor(model_input))
+
+
+def _frame(table: pa.Table) -> pd.DataFrame:
+    """With None for a null: pandas's own NaN is no value in JSON, and turns whole numbers into
+    fractions."""
+    frame = table.to_pandas()
+    for name in table.column_names:
+        if table[name].null_count:
+            frame[name] = pd.Series(table[name].to_pylist(), dtype=object)
+    return frame
+
+
+def _schema(table: pa.Table) -> Schema:
+    """MLflow cannot tell the type of a column from nulls alone; Arrow knows it."""
+    given = ("record", "id")
+    return Schema([ColSpec(_type(f.type), f.name, required=f.name in given) for f in table.schema])
+
+
+def _type(kind: pa.DataType) -> DataType | Array:
+    if pa.types.is_list(kind):
+        return Array(_type(kind.value_type))
+    if pa.types.is_boolean(kind):
+        return DataType.boolean
+    if pa.types.is_integer(kind):
+        return DataType.long
+    if pa.types.is_floating(kind):
+        return DataType.float if kind.bit_width < 64 else DataType.double
+    return DataType.string
 
 
 def code_paths(config: Mapping[str, Any]) -> list[str]:
