@@ -71,7 +71,9 @@ class RunCheckpoints(Checkpoint):
         self._graceful = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.folder: Path = trainer.strategy.broadcast(self._given)
+        folder = trainer.strategy.broadcast(self._given)
+        assert folder is not None
+        self.folder = folder
         if trainer.is_global_zero:
             self._pending.unlink(missing_ok=True)  # of a process that was killed
 
@@ -117,6 +119,7 @@ class RunCheckpoints(Checkpoint):
             if trainer.world_size == 1:  # other ranks' states are not in the file
                 restore_random_states(self._restored["random"])
             self._restored = {}
+            begin_next_epoch(trainer)
         signals.install()  # Lightning has put its handlers there, which end with exit code 0
         self._graceful.enter_context(signals.graceful())
 
@@ -214,6 +217,22 @@ class RunCheckpoints(Checkpoint):
             replace(temporary, path)
 
 
+def begin_next_epoch(trainer: Trainer) -> None:
+    """If the checkpoint was made at the end of an epoch, begin the next one.
+
+    With ``max_steps`` Lightning takes every checkpoint for one from the middle of an epoch, and
+    goes through the finished epoch once more; that loses a batch.
+    """
+    loop = trainer.fit_loop
+    epochs: Any = loop.epoch_progress
+    finished = epochs.current.processed == epochs.current.ready
+    if finished and loop.epoch_loop.batch_progress.is_last_batch:
+        epochs.current.completed = epochs.current.processed
+        epochs.total.completed = epochs.total.processed
+        loop.epoch_loop.restarting = False
+        loop.reset_restart_stage()
+
+
 def replace(source: Path, target: Path) -> None:
     """Rename, with the content on the disk before the name."""
     with source.open("rb+") as file:
@@ -223,7 +242,8 @@ def replace(source: Path, target: Path) -> None:
 
 def random_states() -> dict[str, Any]:
     """The states of Python's, NumPy's and PyTorch's global generators, as plain values."""
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    state: Any = np.random.get_state()
+    name, keys, *rest = state
     return {
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
@@ -236,7 +256,7 @@ def restore_random_states(states: dict[str, Any]) -> None:
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch"])
     if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])

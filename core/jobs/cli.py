@@ -8,12 +8,13 @@ import re
 import shlex
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
@@ -27,15 +28,19 @@ from core.jobs.predictions import PredictionConfig, predict
 from core.jobs.runs import RunFolder
 from core.jobs.signals import Interrupted
 from core.jobs.usage import one_line
-from core.jobs.weights import load_weights, weights_version
+from core.jobs.weights import load_weights, read_checkpoint, weights_version
 
 NOT_SAVED = ("config", "resume", "ckpt_path", "predictions")  # of one command, not of the run
+
+PREDICTION_KEYS = [f"predictions.{field.name}" for field in fields(PredictionConfig)]
 
 
 def run(domain: str, arguments: Sequence[str]) -> int:
     """One command; its exit code. Errors become one line on stderr."""
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
+    # Lightning's use of torch, about which a user can do nothing.
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`")
     if not debug:
         for name in ("lightning.pytorch", "lightning.fabric", "alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -67,7 +72,10 @@ def with_saved_config(arguments: Sequence[str]) -> list[str]:
     parser.add_argument("--resume")
     parser.add_argument("--ckpt_path")
     parser.add_argument("-c", "--config")
-    given, _ = parser.parse_known_args(list(arguments))
+    try:
+        given, _ = parser.parse_known_args(list(arguments))
+    except argparse.ArgumentError:  # the real parser will say what is missing
+        return list(arguments)
     folder = None
     if given.resume is not None:
         folder = runs.open_folder(Path(given.resume))
@@ -89,7 +97,7 @@ class JobCLI(LightningCLI):
         self.arguments = list(arguments)
         self.folder: RunFolder | None = None
         self.tracker: tracking.RunLogger | None = None
-        strict = {"exit_on_error": False}
+        strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -111,6 +119,7 @@ class JobCLI(LightningCLI):
         return dict.fromkeys(("fit", "validate", "test", "predict"), skip | loaders)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        self.options = parser  # of a command; all commands take the same
         parser.add_class_arguments(tracking.TrackingConfig, "tracking")
         parser.add_class_arguments(CheckpointConfig, "checkpoints")
         parser.add_argument("--predictions", type=PredictionConfig | None, help="predict only")
@@ -123,7 +132,7 @@ class JobCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except argparse.ArgumentError as error:
-            keys = list(parser.get_defaults().keys())
+            keys = [*self.options.get_defaults().keys(), *PREDICTION_KEYS]
             raise UsageError(one_line(str(error), self.arguments, keys)) from error
 
     def _parse_ckpt_path(self) -> None:
@@ -155,7 +164,7 @@ class JobCLI(LightningCLI):
         callbacks = list(given.callbacks or [])
         loggers: list[Any] = []
         tracked = given.logger is not False and not given.fast_dev_run
-        if tracked and rank_zero_only.rank == 0:
+        if tracked and tracking.rank_zero():
             self._open_run(options.tracking)
             loggers = [self.tracker, *_as_list(given.logger)]
         if tracked and self.command == "fit":
@@ -264,20 +273,26 @@ class JobCLI(LightningCLI):
 
     def fit(self, model: LightningModule, datamodule: LightningDataModule, **_: Any) -> None:
         with self._recorded():
-            last = self.folder.checkpoints / "last.ckpt" if self.folder else None
-            going_on = last is not None and self.config.fit.resume is not None and last.is_file()
-            if going_on and self.tracker is not None:
-                step = torch.load(last, mmap=True, weights_only=True)["global_step"]
-                self.tracker.client.set_tag(self.tracker.identity, "resumed_from_step", step)
+            last = self._last_checkpoint()
             with tracking.system_metrics(self.tracker, self.config_init.fit.tracking):
                 self.trainer.fit(
                     model,
                     datamodule=datamodule,
-                    ckpt_path=last if going_on else None,
-                    weights_only=True if going_on else None,
+                    ckpt_path=last,
+                    weights_only=True if last else None,
                 )
             self._keep_best()
         self._summary(self.trainer.callback_metrics)
+
+    def _last_checkpoint(self) -> Path | None:
+        """Where to go on; None for a new run, or one that was lost before its first checkpoint."""
+        if self.config.fit.resume is None or self.folder is None:
+            return None
+        last = self.folder.checkpoints / "last.ckpt"
+        step = read_checkpoint(last)["global_step"] if last.is_file() else 0
+        if self.tracker is not None:
+            self.tracker.client.set_tag(self.tracker.identity, "resumed_from_step", step)
+        return last if last.is_file() else None
 
     def _keep_best(self) -> None:
         """Upload the best checkpoint, once."""

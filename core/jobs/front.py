@@ -1,4 +1,4 @@
-"""Front door of a domain's command line: help, version and wrong commands, before torch is imported."""
+"""A domain's command line before torch is imported: help, version, wrong commands."""
 
 from __future__ import annotations
 

@@ -73,10 +73,11 @@ class ResumableLoader(DataLoader):
             **options,
         )
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator: nothing is read until the first batch is asked for. Lightning makes the
         # iterator before it restores a checkpoint and before it sets the epoch.
-        assert self.generator is not None and self.batch_size is not None
+        assert self.generator is not None
+        assert self.batch_size is not None
         resume, self._resume = self._resume, {}
         self.batches = resume["batches"] if resume.get("epoch") == self.order.epoch else 0
         self.order.skip = self.batches * self.batch_size

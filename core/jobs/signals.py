@@ -1,4 +1,4 @@
-"""Stopping on Ctrl-C and SIGTERM: after the step under way, with a checkpoint, and a true exit code.
+"""Stopping on Ctrl-C and SIGTERM: after the step under way, with a checkpoint and a true exit code.
 
 Outside training a signal raises `Interrupted` where it finds the program. Inside `graceful()` the
 first signal is only noted, so that an optimizer step is never left half done; the training loop

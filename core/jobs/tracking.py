@@ -34,6 +34,11 @@ BATCH = 200  # metrics a request; sqlite takes 0.3 ms a metric in a batch, 5 ms 
 PATIENCE = 5.0  # seconds that a metric may wait for its batch
 
 
+def rank_zero() -> bool:
+    """Whether this process records; asked before Lightning has set up its ranks."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 @dataclass
 class TrackingConfig:
     """Where and under which name runs are recorded.
@@ -259,7 +264,7 @@ def log_figure(owner: Trainer | RunLogger, figure: Figure, path: str) -> None:
     test of a task, nothing happens.
     """
     loggers = [owner] if isinstance(owner, RunLogger) else owner.loggers
-    if rank_zero_only.rank != 0:
+    if not rank_zero():
         return
     for logger in loggers:
         if isinstance(logger, RunLogger):
