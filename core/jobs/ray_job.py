@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,9 @@ def predict_with_ray(
             concurrency=min(workers, len(shards)),
             num_gpus=gpus_per_worker,
         )
-        try:
-            done.materialize()
-        except Exception as error:
-            raise _user_error(error) or error from None
+        for row in done.iter_rows():
+            if row["error"]:
+                raise pickle.loads(row["error"])
     finish_job(datamodule, config, manifest)
     return Path(config.path)
 
@@ -79,12 +79,8 @@ class _ShardWorker:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         numbers = self.manifest.numbers(row["shard"])
-        write_shard(self.folder, row["shard"], self.predictor.table(self.records, numbers))
-        return row
-
-
-def _user_error(error: BaseException | None) -> UserError | None:
-    """The error a user can act on, out of those Ray wraps around it."""
-    while error is not None and not isinstance(error, UserError):
-        error = getattr(error, "cause", None) or error.__cause__
-    return error
+        try:
+            write_shard(self.folder, row["shard"], self.predictor.table(self.records, numbers))
+        except UserError as error:  # raised, it would reach the user inside two errors of Ray's
+            return {**row, "error": pickle.dumps(error)}
+        return {**row, "error": b""}
