@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
 
+import pysam
 import rich.progress
 from rich.console import Console
 
@@ -51,6 +52,17 @@ def replacing(target: Path) -> Iterator[Path]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def writing(path: Path, packed: bool) -> Iterator[IO[bytes]]:
+    """Write bytes to ``path``, as BGZF if ``packed``."""
+    if packed:
+        with pysam.BGZFile(str(path), "wb", None) as file:
+            yield cast(IO[bytes], file)
+    else:
+        with path.open("wb") as plain:
+            yield plain
 
 
 def existing_file(path: str | os.PathLike[str]) -> Path:

@@ -12,15 +12,13 @@ import re
 import sys
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
 
 import pysam
 
 from core.jobs.errors import DataError, UsageError
-from genomics.data.files import open_binary, read_lines, replacing
+from genomics.data.files import open_binary, read_lines, replacing, writing
 from genomics.data.variants import Variant
 
 _COLUMNS = "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO"
@@ -171,7 +169,7 @@ def write_scores(
     order = _Order()
     index: Path | None = None
     with replacing(target) as part:
-        with _writer(part, packed) as file:
+        with writing(part, packed) as file:
             for line in _with_scores(source, added, order):
                 file.write(line.encode(errors="surrogateescape") + b"\n")
         if packed and order.sorted:
@@ -184,16 +182,6 @@ def write_scores(
     if index is not None:
         os.replace(made, index)
     return index
-
-
-@contextmanager
-def _writer(path: Path, packed: bool) -> Iterator[IO[bytes]]:
-    if packed:
-        with pysam.BGZFile(str(path), "wb", None) as file:
-            yield cast(IO[bytes], file)
-    else:
-        with path.open("wb") as plain:
-            yield plain
 
 
 @dataclass(frozen=True)
