@@ -73,7 +73,13 @@ def promoter_rows() -> Iterator[list[str]]:
             at_end = (label == 1) == (strand == "+")
             start = begin + 2_000 - WINDOW if at_end else begin
             place = [chrom, str(start), str(start + WINDOW), strand]
-            yield [f"{transcript}_{label}", window, str(label), SPLITS.get(chrom, "train"), *place]
+            yield [
+                f"{transcript}_{start}_{label}",
+                window,
+                str(label),
+                SPLITS.get(chrom, "train"),
+                *place,
+            ]
 
 
 def write_promoters(target: Path) -> None:
