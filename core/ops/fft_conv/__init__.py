@@ -99,8 +99,12 @@ def _check(
             )
 
 
-def _triton(u: Tensor) -> bool:
-    return use_triton(u) and u.dtype != torch.float64
+def _steps(u: Tensor) -> spectral.Steps:
+    if use_triton(u) and u.dtype != torch.float64:
+        from core.ops.fft_conv.kernel import FUSED
+
+        return FUSED
+    return spectral.PLAIN
 
 
 @torch.library.custom_op("longspan::fft_conv", mutates_args=())
@@ -113,11 +117,8 @@ def _fft_conv(
     zero: int,
     circular: bool,
 ) -> Tensor:
-    if _triton(u):
-        from core.ops.fft_conv import kernel
-
-        return kernel.forward(u, h, skip, pre_gate, post_gate, zero, circular)
-    return spectral.forward(u, h, skip, pre_gate, post_gate, zero, circular)
+    steps = _steps(u)
+    return spectral.forward(u, h, skip, pre_gate, post_gate, zero, circular, steps)
 
 
 @_fft_conv.register_fake
@@ -145,11 +146,8 @@ def _fft_conv_backward(
     circular: bool,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if _triton(u):
-        from core.ops.fft_conv import kernel
-
-        return kernel.backward(dy, u, h, skip, pre_gate, post_gate, zero, circular, wanted)
-    return spectral.backward(dy, u, h, skip, pre_gate, post_gate, zero, circular, wanted)
+    steps = _steps(u)
+    return spectral.backward(dy, u, h, skip, pre_gate, post_gate, zero, circular, wanted, steps)
 
 
 @_fft_conv_backward.register_fake

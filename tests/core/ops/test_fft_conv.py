@@ -72,7 +72,8 @@ def test_sums_of_the_definition(case: Case, length: int) -> None:
 @pytest.mark.usefixtures("nan_filled")
 def test_gradients_and_precision(case: Case, dtype: torch.dtype) -> None:
     for length in (1, 7, 65, 257):
-        check(fitted(case, length), dtype, seed=length)
+        # enough values that the largest error is not a matter of luck
+        check(replace(fitted(case, length), channels=max(8, 4000 // length)), dtype, seed=length)
 
 
 def test_half_precision_is_rounded_once() -> None:
@@ -254,36 +255,24 @@ def test_fast_length() -> None:
     assert [spectral.fast_length(n) for n in (1, 2, 3, 15)] == [1, 2, 4, 16]
 
 
-@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=str)
 @pytest.mark.parametrize("case", OPTIONS, ids=str)
 @pytest.mark.usefixtures("interpreted_triton", "nan_filled")
-def test_toeplitz_kernels(case: Case, dtype: torch.dtype) -> None:
-    check(case, dtype)
+def test_triton(case: Case, dtype: torch.dtype) -> None:
+    check(replace(case, channels=16), dtype)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.usefixtures("interpreted_triton", "nan_filled")
-def test_toeplitz_kernels_at_any_length(length: int) -> None:
-    check(Case(length=length, skip=True, pre_gate=True, post_gate=True), torch.bfloat16)
-    check(Case(batch=1, length=length, reverse_taps=length), torch.float16)
-    check(Case(batch=3, channels=1, length=length, circular=True), torch.bfloat16)
-
-
-@pytest.mark.usefixtures("interpreted_triton", "nan_filled")
-def test_toeplitz_kernels_over_many_tiles() -> None:
-    """More than one tile of rows, of lags, and of the batch."""
-    check(Case(batch=5, channels=1, length=2049, taps=2049, reverse_taps=700), torch.bfloat16)
-
-
-@pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=str)
-@pytest.mark.parametrize("case", OPTIONS, ids=str)
-@pytest.mark.usefixtures("interpreted_triton", "nan_filled")
-def test_fused_steps(case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sequences too long for Toeplitz products."""
+def test_triton_at_any_length(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of several pieces, chunks of a few channels."""
     from core.ops.fft_conv import kernel
 
-    monkeypatch.setattr(kernel, "TOEPLITZ_LENGTH", 0)
-    check(case, dtype)
+    monkeypatch.setattr(kernel, "BLOCK", 64)
+    monkeypatch.setattr(spectral, "CPU_CHUNK", 4 * 2 * length)
+    check(Case(length=length, skip=True, pre_gate=True, post_gate=True), torch.bfloat16)
+    check(Case(batch=1, length=length, reverse_taps=length), torch.float16)
+    check(Case(channels=7, length=length, circular=True, skip=True), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)

@@ -44,21 +44,11 @@ def at_length(case: Case, length: int) -> Case:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.usefixtures("nan_filled")
 def test_every_length(dtype: torch.dtype, length: int) -> None:
+    # enough values that the largest error is not a matter of luck
+    channels = max(4, 20_000 // length)
     for case in OPTIONS:
-        check(replace(at_length(case, length), batch=3, channels=4), dtype, "cuda", seed=length)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("limit", [0, 1 << 20])
-@pytest.mark.usefixtures("nan_filled")
-def test_both_algorithms(dtype: torch.dtype, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FFT and Toeplitz products, on lengths where the other one is the choice."""
-    from core.ops.fft_conv import kernel
-
-    monkeypatch.setattr(kernel, "TOEPLITZ_LENGTH", limit)
-    for case in OPTIONS:
-        for length in (33, 700, 6000):
-            check(replace(at_length(case, length), batch=9, channels=5), dtype, "cuda")
+        case = replace(at_length(case, length), batch=3, channels=channels)
+        check(case, dtype, "cuda", seed=length)
 
 
 def test_float64() -> None:
@@ -80,6 +70,7 @@ def test_strided_inputs(length: int) -> None:
             assert ratio(got, expected) <= RMS_LIMIT[dtype]
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inductor, on Python 3.14
 def test_compile() -> None:
     case = Case(length=300, skip=True, pre_gate=True, reverse_taps=300)
     inputs = case.inputs(torch.bfloat16, "cuda")
@@ -99,7 +90,7 @@ def ratio(got: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    "shape", [(520, 1030, 4096), (3, 350, 2_100_001)], ids=["toeplitz", "transform"]
+    "shape", [(520, 1030, 4096), (3, 350, 2_100_001)], ids=["many rows", "long rows"]
 )
 def test_more_than_2_to_the_31_elements(shape: tuple[int, int, int]) -> None:
     """The first and last rows and channels, where a 32-bit offset would wrap."""
