@@ -24,7 +24,7 @@ class Region:
     name: str = "."
     score: float | None = None
     strand: str = "."
-    fields: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    fields: Mapping[str, str] = field(default_factory=lambda: _NOTHING, hash=False)
 
     def __len__(self) -> int:
         return self.end - self.start

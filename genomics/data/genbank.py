@@ -1,0 +1,88 @@
+"""GenBank flat files: sequences with their features."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from Bio import BiopythonParserWarning, SeqIO
+from Bio.SeqFeature import SeqFeature, SimpleLocation
+from Bio.SeqRecord import SeqRecord
+
+from core.jobs.errors import DataError
+from genomics.data.files import read_lines
+from genomics.data.gff import Feature
+
+
+class GenBankRecord(NamedTuple):
+    """One sequence; a feature of several parts, such as a spliced gene, is one feature a part."""
+
+    id: str
+    sequence: str
+    features: list[Feature]
+
+
+def read_genbank(path: str | os.PathLike[str]) -> Iterator[GenBankRecord]:
+    """Records of a GenBank file (plain, gzip, BGZF), one in memory at a time.
+
+    Coordinates are 0-based, half-open; an uncertain end is taken as it is written. Raises
+    DataError with the line number of the record if it does not begin with LOCUS, is cut short or
+    cannot be parsed.
+    """
+    lines: list[str] = []
+    begin = 0
+    for number, line in read_lines(path):
+        if not lines and not line.strip():
+            continue
+        if not lines:
+            begin = number
+            if not line.startswith("LOCUS"):
+                raise DataError(f"{path} line {number}: expected LOCUS; is it GenBank?")
+        lines.append(line)
+        if line.startswith("//"):
+            yield _parsed("\n".join(lines) + "\n", f"{path} line {begin}")
+            lines = []
+    if lines:
+        raise DataError(f"{path} line {begin}: record without its end (//); is the file truncated?")
+    if not begin:
+        raise DataError(f"{path}: no record in it; is it GenBank?")
+
+
+def _parsed(text: str, where: str) -> GenBankRecord:
+    try:
+        with warnings.catch_warnings():
+            # Such as a LOCUS line in an old layout; what matters below is checked.
+            warnings.simplefilter("ignore", BiopythonParserWarning)
+            record: SeqRecord = SeqIO.read(io.StringIO(text), "genbank")
+            sequence = str(record.seq)
+    except Exception as error:  # biopython raises many kinds, assertions among them
+        raise DataError(f"{where}: not a GenBank record: {str(error).splitlines()[0]}") from error
+    stated = text.split(maxsplit=3)[2]
+    if not stated.isdigit() or int(stated) != len(sequence):
+        raise DataError(f"{where}: LOCUS says {stated} bases, the record has {len(sequence)}")
+    name = record.id or "."
+    features = [part for feature in record.features for part in _parts(feature, name, where)]
+    return GenBankRecord(name, sequence, features)
+
+
+def _parts(feature: SeqFeature, name: str, where: str) -> Iterator[Feature]:
+    if feature.location is None:
+        raise DataError(f"{where}: a {feature.type} feature without a location")
+    attributes = {key: list(map(str, values)) for key, values in feature.qualifiers.items()}
+    for part in feature.location.parts:
+        assert isinstance(part, SimpleLocation)
+        strand = {1: "+", -1: "-"}.get(part.strand, ".")
+        yield Feature(
+            name,
+            "GenBank",
+            feature.type,
+            int(part.start),
+            int(part.end),
+            None,
+            strand,
+            None,
+            attributes,
+        )
