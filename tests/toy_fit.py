@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from core.jobs.data import RecordDataModule
 from core.jobs.errors import DataError
 from core.jobs.loader import ResumableLoader
 
@@ -50,6 +52,9 @@ class Toy(LightningModule):
     def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
         self.log("test/loss", self._loss(batch))
 
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        return {"id": batch["id"], "score": self.net(batch["x"])[:, 0]}
+
     def configure_optimizers(self) -> Any:
         # Asking for the number of steps builds the loader before a checkpoint is restored.
         steps = int(self.trainer.estimated_stepping_batches)
@@ -66,16 +71,17 @@ class Other(Toy):
         self.extra = nn.Linear(1, 1)
 
 
-class ToyData(LightningDataModule):
+class ToyData(RecordDataModule):
     """Random regression; ``file``, if given, is the digested input."""
+
+    input_columns = {"id": "string", "a": "double", "b": "double"}  # noqa: RUF012
 
     def __init__(
         self, rows: int = 40, batch_size: int = 4, file: str | None = None, num_workers: int = 0
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size=batch_size, num_workers=num_workers)
         self.save_hyperparameters()
-        self.rows, self.batch_size, self.file = rows, batch_size, file
-        self.num_workers = num_workers
+        self.rows, self.file = rows, file
 
     def setup(self, stage: str) -> None:
         if self.file is not None and Path(self.file).read_text() == "bad":
@@ -94,3 +100,20 @@ class ToyData(LightningDataModule):
         return DataLoader(self.data, batch_size=20)
 
     test_dataloader = val_dataloader
+
+    def predict_records(self) -> list[dict[str, Any]]:
+        return [
+            {"id": f"r{n}", "a": float(x[0]), "b": float(x[1])}
+            for n, (x, _) in enumerate(self.data)
+        ]
+
+    def encode(self, record: Mapping[str, Any]) -> Any:
+        return record["id"], torch.tensor([record["a"], record["b"]])
+
+    def collate(self, examples: list[Any]) -> Any:
+        ids, values = zip(*examples, strict=True)
+        return {"id": list(ids), "x": torch.stack(values)}
+
+
+class OnlyBatches(LightningDataModule):
+    """Data without records."""

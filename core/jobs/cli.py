@@ -17,12 +17,13 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
 from core.jobs import provenance, runs, tracking
 from core.jobs.checkpoints import CheckpointConfig, RunCheckpoints
+from core.jobs.data import RecordDataModule
 from core.jobs.errors import DONE, OTHER, UsageError, UserError
 from core.jobs.predictions import PredictionConfig, predict
 from core.jobs.runs import RunFolder
@@ -149,16 +150,21 @@ class JobCLI(LightningCLI):
             raise UsageError(f"{self.command} takes no --resume; use --ckpt_path DIR")
         if self.command == "predict" and options.predictions is None:
             raise UsageError("predict needs --predictions.path FOLDER, where the rows go")
+        if options.ckpt_path is not None:
+            runs.find_checkpoint(Path(options.ckpt_path))  # before a run is opened for nothing
         whole = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.command]
         self.settings: dict[str, Any] = {k: v for k, v in whole.items() if k not in NOT_SAVED}
         if options.resume is not None:
             self.folder = runs.open_folder(Path(options.resume))
-            runs.check_resumable(self.folder, self.settings)
+            if tracking.rank_zero():
+                runs.check_resumable(self.folder, self.settings)
 
     # The run
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options = self.config_init[self.command]
+        if self.command == "predict" or options.tracking.register_model:
+            self._require_records()
         given = options.trainer
         terminal = sys.stderr.isatty()
         callbacks = list(given.callbacks or [])
@@ -167,7 +173,7 @@ class JobCLI(LightningCLI):
         if tracked and tracking.rank_zero():
             self._open_run(options.tracking)
             loggers = [self.tracker, *_as_list(given.logger)]
-        if tracked and self.command == "fit":
+        if tracked and self.command == "fit" and given.enable_checkpointing is not False:
             folder = self.folder.checkpoints if self.folder else None
             callbacks.append(RunCheckpoints(options.checkpoints, folder, self.tracker))
         if terminal and given.enable_progress_bar is not False:
@@ -179,9 +185,16 @@ class JobCLI(LightningCLI):
         return super().instantiate_trainer(
             logger=loggers or False,
             callbacks=callbacks,
-            enable_checkpointing=tracked and self.command == "fit",
+            enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
             **quiet,
         )
+
+    def _require_records(self) -> None:
+        if not isinstance(self.datamodule, RecordDataModule):
+            raise UsageError(
+                f"data {type(self.datamodule).__name__} cannot be predicted record by record; "
+                "give a subclass of core.jobs.data.RecordDataModule"
+            )
 
     def _open_run(self, config: tracking.TrackingConfig) -> None:
         if self.folder is not None:
@@ -228,9 +241,7 @@ class JobCLI(LightningCLI):
         record = runs.Run(
             run_id, uri, experiment, name, self.command, config_sha256, digest, process
         )
-        folder = runs.new_folder(root, record)
-        folder.save_config(self.settings)
-        return folder
+        return runs.new_folder(root, record, self.settings)
 
     def _data_manifest(self) -> list[dict[str, Any]]:
         files = getattr(self.datamodule, "digest_files", None)
@@ -281,7 +292,7 @@ class JobCLI(LightningCLI):
                     ckpt_path=last,
                     weights_only=True if last else None,
                 )
-            self._keep_best()
+            self._keep_best(self.config_init.fit.tracking.register_model)
         self._summary(self.trainer.callback_metrics)
 
     def _last_checkpoint(self) -> Path | None:
@@ -294,12 +305,21 @@ class JobCLI(LightningCLI):
             self.tracker.client.set_tag(self.tracker.identity, "resumed_from_step", step)
         return last if last.is_file() else None
 
-    def _keep_best(self) -> None:
-        """Upload the best checkpoint, once."""
+    @rank_zero_only
+    def _keep_best(self, register: bool) -> None:
+        """Upload the best checkpoint, once; and put its model into the registry if asked."""
         if self.folder is None or self.tracker is None:
             return
         best = self.folder.checkpoints / "best.ckpt"
+        if not best.is_file():
+            return
         self.tracker.client.log_artifact(self.tracker.identity, str(best), "checkpoints")
+        if register:
+            load_weights(self.model, best, self.settings["model"])
+            name = f"{self.domain}.{snake(type(self.model).__name__)}"
+            self.folder.run.model_version = tracking.register_model(
+                self.tracker, name, self.model, self.datamodule, self.settings
+            )
 
     def validate(self, **_: Any) -> None:
         self._evaluate()
@@ -337,11 +357,11 @@ class JobCLI(LightningCLI):
         """Load what --ckpt_path means and tag the run with it; the model's version."""
         given = self.config[self.command].ckpt_path
         if given is None:
-            sys.stderr.write("warning: no --ckpt_path; the weights are as the model starts\n")
+            _warn("no --ckpt_path; the weights are those the model starts with")
             return f"untrained-{provenance.config_hash({'model': self.settings['model']})[:12]}"
         path, origin = runs.find_checkpoint(Path(given))
         for line in load_weights(self.model, path, self.settings["model"]):
-            sys.stderr.write(f"warning: {line}\n")
+            _warn(line)
         version = (origin.run.model_version if origin else None) or weights_version(path)
         if self.tracker is not None:
             tags = {"model.version": version}
@@ -362,6 +382,11 @@ class JobCLI(LightningCLI):
             see = f"mlflow ui --backend-store-uri {shlex.quote(uri)}" if local else uri
             shown.append(f"see it: {see}")
         sys.stdout.write("\n".join(shown) + "\n")
+
+
+@rank_zero_only
+def _warn(line: str) -> None:
+    sys.stderr.write(f"warning: {line}\n")
 
 
 def snake(name: str) -> str:

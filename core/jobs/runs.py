@@ -74,12 +74,16 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def new_folder(root: Path, run: Run) -> RunFolder:
+def new_folder(root: Path, run: Run, config: Mapping[str, Any]) -> RunFolder:
+    """The folder of a new run; it appears whole, so that it can be resumed from then on."""
     name = re.sub(r"[^\w.=+-]+", "_", run.name)
-    folder = RunFolder(root / run.experiment / f"{name}-{run.run_id[:8]}", run)
+    path = root / run.experiment / f"{name}-{run.run_id[:8]}"
+    folder = RunFolder(root / f".{path.name}.part", run)
     folder.checkpoints.mkdir(parents=True)
     folder.save()
-    return folder
+    folder.save_config(config)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return RunFolder(folder.path.rename(path), run)
 
 
 def open_folder(path: Path) -> RunFolder:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM)
+TOGETHER = 1.0  # seconds; a terminal and a launcher may both pass on one Ctrl-C
 
 
 class Interrupted(BaseException):
@@ -31,6 +32,7 @@ class _State:
     pid: int = 0
     graceful: bool = False
     signum: int | None = None
+    when: float = 0.0
 
 
 _state = _State()
@@ -44,8 +46,11 @@ def _handle(signum: int, frame: FrameType | None) -> None:
             os._exit(128 + signum)
         return
     if _state.graceful and _state.signum is None:
-        _state.signum = signum
-        sys.stderr.write("stopping after this step; a second signal stops at once\n")
+        _state.signum, _state.when = signum, time.monotonic()
+        # Not through sys.stderr, which the signal may have interrupted in a write.
+        os.write(2, b"stopping after this step; a second signal stops at once\n")
+        return
+    if _state.graceful and time.monotonic() - _state.when < TOGETHER:
         return
     raise Interrupted(signum)
 

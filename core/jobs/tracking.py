@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -26,6 +26,8 @@ from core.jobs.errors import UsageError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow.tracking import MlflowClient
+
+    from core.jobs.data import RecordDataModule
 
 log = logging.getLogger(__name__)
 
@@ -287,3 +289,33 @@ def system_metrics(logger: RunLogger | None, config: TrackingConfig) -> Iterator
         yield
     finally:
         monitor.finish()
+
+
+def register_model(
+    logger: RunLogger,
+    name: str,
+    task: LightningModule,
+    datamodule: RecordDataModule,
+    settings: Mapping[str, Any],
+) -> str:
+    """Put the task into the registry under ``name``; returns ``<name>/<version>``.
+
+    The first version is the champion, each later one the challenger, until somebody moves the
+    alias. No record goes with it as an example, because records may be private.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    from core.jobs.pyfunc import log_predictor
+
+    mlflow.set_tracking_uri(logger.uri)
+    info = log_predictor(task, datamodule, config=settings, name=name, run_id=logger.identity)
+    version = str(info.registered_model_version)
+    try:
+        logger.client.get_model_version_by_alias(name, "champion")
+        alias = "challenger"
+    except MlflowException:
+        alias = "champion"
+    logger.client.set_registered_model_alias(name, alias, version)
+    logger.client.set_tag(logger.identity, "model.version", f"{name}/{version}")
+    return f"{name}/{version}"
