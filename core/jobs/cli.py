@@ -48,20 +48,22 @@ def run(domain: str, arguments: Sequence[str]) -> int:
     try:
         JobCLI(domain, with_saved_config(arguments))
         return DONE
-    except Interrupted as stop:
-        code, line = stop.code, str(stop)
-    except UserError as error:
-        code, line = error.code, " ".join(str(error).split())
     except SystemExit as end:  # --help and --print_config
         return end.code if isinstance(end.code, int) else OTHER
-    except Exception as error:
-        code = OTHER
-        text = " ".join(str(error).split())
-        line = f"{type(error).__name__}: {text}; --debug shows where"
-    if debug:
-        traceback.print_exc()
-    sys.stderr.write(f"error: {line}\n")
-    return code
+    except (Exception, Interrupted) as error:
+        code, line = _outcome(error)
+        if debug:
+            traceback.print_exc()
+        sys.stderr.write(f"error: {line}\n")
+        return code
+
+
+def _outcome(error: BaseException) -> tuple[int, str]:
+    """Exit code and line of what ended a command."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError | Interrupted):
+        return error.code, text
+    return OTHER, f"{type(error).__name__}: {text}; --debug shows where"
 
 
 def with_saved_config(arguments: Sequence[str]) -> list[str]:
@@ -163,7 +165,8 @@ class JobCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options = self.config_init[self.command]
-        if self.command == "predict" or options.tracking.register_model:
+        registers = self.command == "fit" and options.tracking.register_model
+        if self.command == "predict" or registers:
             self._require_records()
         given = options.trainer
         terminal = sys.stderr.isatty()

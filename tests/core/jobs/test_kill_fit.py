@@ -6,14 +6,13 @@ import json
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
 import torch
-import yaml
 from forked_cli import Process, Server
 from mlflow.tracking import MlflowClient
 
@@ -22,26 +21,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:D
 
 STEPS = 120
 KILLS = 12
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("runs"))
-    config = {
-        "trainer": {"max_epochs": 12, "accelerator": "cpu", "log_every_n_steps": 1},
-        "model": {"class_path": "toy_fit.Toy"},
-        "data": {"class_path": "toy_fit.ToyData"},
-        "checkpoints": {"every_n_train_steps": 3},
-    }
-    (server.folder / "toy.yaml").write_text(yaml.safe_dump(config))
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def whole(server: Server) -> Path:
-    """The folder of a run that was never stopped; also makes the database."""
-    return fit(server, "whole")
 
 
 def fit(server: Server, experiment: str, *arguments: str) -> Path:
