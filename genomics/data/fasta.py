@@ -79,9 +79,7 @@ class Genome:
                 f"{chrom}:{start}-{end} (0-based) is not inside {chrom} of {self.path.name}, "
                 f"which has {entry.length} bases"
             )
-        if start == end:
-            return b""
-        raw = self._map[entry.byte(start) : entry.byte(end - 1) + 1]
+        raw = self._map[entry.byte(start) : entry.byte(end)]
         return raw if len(raw) == end - start else raw.translate(None, _LINE_ENDS)
 
     def fetch(self, chrom: str, start: int, end: int) -> str:

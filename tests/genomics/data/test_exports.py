@@ -119,5 +119,8 @@ def test_a_bedgraph_may_not_overlap(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="overlap at a:5"):
         write_bedgraph(table, tmp_path / "x.bedgraph")
     assert not list(tmp_path.iterdir())
+    apart = pl.DataFrame({"chrom": ["b", "a"], "start": [0, 5], "end": [5, 9], "value": [1, 2]})
+    write_bedgraph(apart.lazy(), tmp_path / "x.bedgraph")
+    assert (tmp_path / "x.bedgraph").read_text() == "a\t5\t9\t2\nb\t0\t5\t1\n"
     write_bed(table, tmp_path / "x.bed")
     assert (tmp_path / "x.bed").read_text().splitlines()[1] == "a\t0\t6\t3"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.jobs.errors import DataError, UsageError
@@ -26,7 +26,9 @@ def variants(draw: st.DrawFn) -> Variant:
     start = draw(st.integers(0, len(REPEATS) - 1))
     end = draw(st.integers(start + 1, min(start + 8, len(REPEATS))))
     ref = REPEATS[start:end].upper()
-    return Variant("c", start, ref, draw(st.text("ACGT", min_size=1, max_size=8)))
+    near = st.builds(lambda a, b: ref[:a] + ref[b:], *[st.integers(0, len(ref))] * 2)
+    alt = draw(st.one_of(st.text("ACGT", min_size=1, max_size=8), near.filter(bool)))
+    return Variant("c", start, ref, alt)
 
 
 def mutated(variant: Variant) -> str:
@@ -91,6 +93,7 @@ def simplest(variant: Variant) -> tuple[int, int, str, str]:
     return min(found)
 
 
+@settings(max_examples=300)
 @given(variant=variants())
 def test_normal_form_is_the_shortest_then_leftmost(genome: Genome, variant: Variant) -> None:
     if variant.ref == variant.alt:
