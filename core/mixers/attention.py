@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from core.masked_attention import attend, kept, masked
-from core.mixers.base import PATTERNS, Mixer
+from core.mixers.base import (
+    CAUSAL_CROSS,
+    CAUSAL_SELF,
+    NONCAUSAL_CROSS,
+    NONCAUSAL_SELF,
+    PATTERNS,
+    Mixer,
+)
 from core.patterns import Full, Pattern
 from core.positions import Rotary
 from core.sequences import Sequences
@@ -36,12 +43,13 @@ class Attention(Mixer):
     that sees nothing gets zeros from the heads. ``dropout`` drops attention weights in training;
     on CUDA that leaves FlexAttention for a slower path.
 
-    With a context, no positions and no pattern apply: every query sees all of it. ``context_dim``
-    is its width, ``dim`` if None.
+    With a context no positions apply, and every query sees all of it: a ``pattern`` speaks of
+    distances within one sequence, so it leaves self-attention only. ``context_dim`` is the
+    context's width, ``dim`` if None; another width leaves cross-attention only.
 
     Parameter names and head order are those of transformers' LlamaAttention.
 
-    Raises ValueError if the sizes do not divide.
+    Raises ValueError if the sizes do not divide, or a pattern meets a context of another width.
     """
 
     patterns = PATTERNS
@@ -71,6 +79,15 @@ class Attention(Mixer):
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
         self.context_dim = dim if context_dim is None else context_dim
         self.visible = Full() if pattern is None else pattern
+        if not isinstance(self.visible, Full):
+            self.patterns = self.patterns & {CAUSAL_SELF, NONCAUSAL_SELF}
+        if self.context_dim != dim:
+            self.patterns = self.patterns & {CAUSAL_CROSS, NONCAUSAL_CROSS}
+        if not self.patterns:
+            raise ValueError(
+                f"Attention: {self.visible} speaks of distances within one sequence; leave pattern "
+                f"out to attend to a context of width {self.context_dim}"
+            )
         self.rotary = None if rotary_base is None else Rotary(self.head_dim, rotary_base)
         self.dropout = dropout
         narrow = kv_heads * self.head_dim
@@ -118,10 +135,6 @@ class Attention(Mixer):
         state: AttentionState | None,
     ) -> None:
         if context is None:
-            if self.context_dim != self.dim:
-                raise ValueError(
-                    f"Attention: built for a context of width {self.context_dim}, got no context"
-                )
             if sequences is not None:
                 raise ValueError("Attention: context_sequences need a context")
             return
@@ -134,11 +147,6 @@ class Attention(Mixer):
             raise ValueError(
                 f"Attention: context_sequences describe {tuple(sequences.document.shape)}, context "
                 f"is {tuple(context.shape[:2])}"
-            )
-        if not isinstance(self.visible, Full):
-            raise ValueError(
-                f"Attention: {self.visible} speaks of distances within one sequence; "
-                "leave pattern out to attend to a context"
             )
         if state is not None:
             raise ValueError("Attention: a context leaves no state to carry; leave state out")
