@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -22,25 +20,25 @@ from core.ops.ssd.tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "chunks"])
 def grad_x_kernel(
-    x: Any,
-    B: Any,
-    C: Any,
-    dy: Any,
-    sums: Any,
-    through: Any,
-    segments: Any,
-    states: Any,
-    grad_states: Any,
-    dx: Any,
-    dlog_decay: Any,
-    length: Any,
-    chunks: Any,
-    x_strides: Any,
-    B_strides: Any,
-    C_strides: Any,
-    dy_strides: Any,
+    x: tl.tensor,
+    B: tl.tensor,
+    C: tl.tensor,
+    dy: tl.tensor,
+    sums: tl.tensor,
+    through: tl.tensor,
+    segments: tl.tensor,
+    states: tl.tensor,
+    grad_states: tl.tensor,
+    dx: tl.tensor,
+    dlog_decay: tl.tensor,
+    length: tl.tensor,
+    chunks: tl.tensor,
+    x_strides: tl.tensor,
+    B_strides: tl.tensor,
+    C_strides: tl.tensor,
+    dy_strides: tl.tensor,
     HEADS: tl.constexpr,
     SHARE: tl.constexpr,
     P: tl.constexpr,
@@ -61,7 +59,7 @@ def grad_x_kernel(
     from_entry = tl.zeros((CHUNK, BLOCK_P), tl.float32)  # S C
     grad = tl.zeros((CHUNK, BLOCK_P), tl.float32)  # G B, later all of dx
     carried = tl.zeros((BLOCK_P,), tl.float32)
-    for n in tl.static_range(0, N, BLOCK_N):
+    for n in range(0, N, BLOCK_N):
         columns = n + tl.arange(0, BLOCK_N)
         c = load_rows(C, C_strides, b, start, head // SHARE, real, columns, N)
         k = load_rows(B, B_strides, b, start, head // SHARE, real, columns, N)
@@ -87,36 +85,38 @@ def grad_x_kernel(
     earlier = i[:, None] > i[None, :]
     pairs = tl.where(earlier, scores * dot(d, tl.trans(v), PRECISION), 0.0)
     flow += tl.sum(pairs, axis=1) - tl.sum(pairs, axis=0)
-    decay = tl.cumsum(flow, axis=0, reverse=True)
-    decay += tl.sum(tl.where(earlier, left[None, :], 0.0), axis=1)
+    # float64, because these sums take back later what they added earlier.
+    left = left.to(tl.float64)
+    decay = tl.cumsum(flow.to(tl.float64), axis=0, reverse=True)
+    decay += tl.cumsum(left, axis=0) - left
     decay += tl.load(through + place) * tl.sum(carried, axis=0)
 
     t = start + i
     token = (b * length + t) * HEADS + head
-    tl.store(dlog_decay + token, tl.where(real, decay, 0.0), mask=t < length)
+    tl.store(dlog_decay + token, tl.where(real, decay, 0.0).to(tl.float32), mask=t < length)
     to = dx + token[:, None] * P + rows[None, :]
     tl.store(to, grad.to(v.dtype), mask=(t < length)[:, None] & (rows < P)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "chunks", "batch"])
 def grad_bc_kernel(
-    x: Any,
-    B: Any,
-    C: Any,
-    dy: Any,
-    sums: Any,
-    segments: Any,
-    states: Any,
-    grad_states: Any,
-    dB: Any,
-    dC: Any,
-    length: Any,
-    chunks: Any,
-    batch: Any,
-    x_strides: Any,
-    B_strides: Any,
-    C_strides: Any,
-    dy_strides: Any,
+    x: tl.tensor,
+    B: tl.tensor,
+    C: tl.tensor,
+    dy: tl.tensor,
+    sums: tl.tensor,
+    segments: tl.tensor,
+    states: tl.tensor,
+    grad_states: tl.tensor,
+    dB: tl.tensor,
+    dC: tl.tensor,
+    length: tl.tensor,
+    chunks: tl.tensor,
+    batch: tl.tensor,
+    x_strides: tl.tensor,
+    B_strides: tl.tensor,
+    C_strides: tl.tensor,
+    dy_strides: tl.tensor,
     HEADS: tl.constexpr,
     SHARE: tl.constexpr,
     P: tl.constexpr,

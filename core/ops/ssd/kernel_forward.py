@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -25,15 +23,15 @@ from core.ops.ssd.tiles import (
 LOWEST_LOG_DECAY = tl.constexpr(-200.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "chunks"])
 def sums_kernel(
-    log_decay: Any,
-    segments: Any,
-    sums: Any,
-    through: Any,
-    length: Any,
-    chunks: Any,
-    strides: Any,
+    log_decay: tl.tensor,
+    segments: tl.tensor,
+    sums: tl.tensor,
+    through: tl.tensor,
+    length: tl.tensor,
+    chunks: tl.tensor,
+    strides: tl.tensor,
     HEADS: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -68,17 +66,17 @@ def sums_kernel(
     tl.store(through + place, tl.where(entering == leaving, end, 0.0), mask=head < HEADS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "chunks"])
 def chunk_states_kernel(
-    values: Any,
-    keys: Any,
-    sums: Any,
-    segments: Any,
-    states: Any,
-    length: Any,
-    chunks: Any,
-    value_strides: Any,
-    key_strides: Any,
+    values: tl.tensor,
+    keys: tl.tensor,
+    sums: tl.tensor,
+    segments: tl.tensor,
+    states: tl.tensor,
+    length: tl.tensor,
+    chunks: tl.tensor,
+    value_strides: tl.tensor,
+    key_strides: tl.tensor,
     HEADS: tl.constexpr,
     SHARE: tl.constexpr,
     P: tl.constexpr,
@@ -114,14 +112,14 @@ def chunk_states_kernel(
     tl.store(states + to, state, mask=(rows < P)[:, None] & (columns < N)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks"])
 def pass_kernel(
-    chunk_states: Any,
-    through: Any,
-    first: Any,
-    states: Any,
-    last: Any,
-    chunks: Any,
+    chunk_states: tl.tensor,
+    through: tl.tensor,
+    first: tl.tensor,
+    states: tl.tensor,
+    last: tl.tensor,
+    chunks: tl.tensor,
     HEADS: tl.constexpr,
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -143,20 +141,20 @@ def pass_kernel(
     tl.store(last + row * SIZE + i, state, mask=i < SIZE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "chunks"])
 def output_kernel(
-    x: Any,
-    B: Any,
-    C: Any,
-    sums: Any,
-    segments: Any,
-    states: Any,
-    y: Any,
-    length: Any,
-    chunks: Any,
-    x_strides: Any,
-    B_strides: Any,
-    C_strides: Any,
+    x: tl.tensor,
+    B: tl.tensor,
+    C: tl.tensor,
+    sums: tl.tensor,
+    segments: tl.tensor,
+    states: tl.tensor,
+    y: tl.tensor,
+    length: tl.tensor,
+    chunks: tl.tensor,
+    x_strides: tl.tensor,
+    B_strides: tl.tensor,
+    C_strides: tl.tensor,
     HEADS: tl.constexpr,
     SHARE: tl.constexpr,
     P: tl.constexpr,
@@ -175,7 +173,7 @@ def output_kernel(
 
     scores = tl.zeros((CHUNK, CHUNK), tl.float32)
     out = tl.zeros((CHUNK, BLOCK_P), tl.float32)
-    for n in tl.static_range(0, N, BLOCK_N):
+    for n in range(0, N, BLOCK_N):
         columns = n + tl.arange(0, BLOCK_N)
         c = load_rows(C, C_strides, b, start, head // SHARE, real, columns, N)
         k = load_rows(B, B_strides, b, start, head // SHARE, real, columns, N)

@@ -107,7 +107,7 @@ def _chunks(x: Tensor, groups: int, dtype: torch.dtype, real: Tensor | None) -> 
     if real is not None:
         x = _zero_padding(x, real)
     batch, length, heads = x.shape[:3]
-    count = max(1, -(-length // CHUNK))
+    count = max(1, -(-length // CHUNK))  # no length still has a state to hand on
     x = torch.nn.functional.pad(
         x.to(dtype), (0, 0) * (x.ndim - 2) + (0, count * CHUNK - length)
     ).reshape(batch, count, CHUNK, groups, heads // groups, *x.shape[3:])
@@ -140,7 +140,7 @@ def _prepare(
         _chunks(B, groups, dtype, real),
         _chunks(C, groups, dtype, real),
         _chunks(log_decay, groups, dtype, real).clamp(min=LOWEST_LOG_DECAY),
-        code.reshape(batch, -1, CHUNK).transpose(0, 1)[:, :, None, None],
+        code.reshape(batch, code.shape[1] // CHUNK, CHUNK).transpose(0, 1)[:, :, None, None],
         real,
     )
 
@@ -269,13 +269,14 @@ def _chunk_backward(
 
     pairs = (scores * pull).tril(-1)
     flow = pairs.sum(-1) - pairs.sum(-2) + (C_entry * C).sum(-1)
-    log_decay = flow.flip(-1).cumsum(-1).flip(-1)
+    # float64, because these sums take back later what they added earlier.
+    log_decay = flow.double().flip(-1).cumsum(-1).flip(-1)
     leaving = (B_exit * B).sum(-1)
     log_decay[..., 1:] += leaving[..., :-1].cumsum(-1)
     log_decay += (decays.through * S * G).sum((-1, -2))[..., None]
     return (
         (scores * decays.within).mT @ dy + x_exit,
-        log_decay,
+        log_decay.to(x.dtype),
         (pull.mT @ C + B_exit).sum(2, keepdim=True),
         (pull @ B + C_entry).sum(2, keepdim=True),
         decays.through * G + (dy * decays.entry).mT @ C,

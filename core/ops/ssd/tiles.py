@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import triton
 import triton.language as tl
@@ -15,7 +14,7 @@ INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
 @triton.jit
-def dot(a: Any, b: Any, PRECISION: tl.constexpr) -> Any:
+def dot(a: tl.tensor, b: tl.tensor, PRECISION: tl.constexpr) -> tl.tensor:
     if INTERPRET:  # it multiplies bf16 wrongly
         a = a.to(tl.float32)
         b = b.to(tl.float32)
@@ -23,7 +22,7 @@ def dot(a: Any, b: Any, PRECISION: tl.constexpr) -> Any:
 
 
 @triton.jit
-def locate(chunks: Any, HEADS: tl.constexpr) -> Any:
+def locate(chunks: tl.tensor, HEADS: tl.constexpr) -> tl.tensor:
     """Row of the batch, chunk and head of this program, int64 for offsets; heads vary fastest."""
     pid = tl.program_id(0).to(tl.int64)
     return pid // HEADS // chunks, (pid // HEADS) % chunks, pid % HEADS
@@ -31,15 +30,15 @@ def locate(chunks: Any, HEADS: tl.constexpr) -> Any:
 
 @triton.jit
 def load_rows(
-    pointer: Any,
-    strides: Any,
-    b: Any,
-    start: Any,
-    head: Any,
-    mask: Any,
-    columns: Any,
+    pointer: tl.tensor,
+    strides: tl.tensor,
+    b: tl.tensor,
+    start: tl.tensor,
+    head: tl.tensor,
+    mask: tl.tensor,
+    columns: tl.tensor,
     WIDTH: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """A tile (positions, columns) from position ``start`` on; zeros where masked."""
     rows = tl.arange(0, mask.shape[0]).to(tl.int64)
     base = pointer + b * strides[0] + start * strides[1] + head * strides[2]
@@ -52,8 +51,13 @@ def load_rows(
 
 @triton.jit
 def load_state(
-    pointer: Any, place: Any, rows: Any, columns: Any, P: tl.constexpr, N: tl.constexpr
-) -> Any:
+    pointer: tl.tensor,
+    place: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    P: tl.constexpr,
+    N: tl.constexpr,
+) -> tl.tensor:
     """A tile of the state (head_dim, state) at ``place``, an index over (batch, chunk, head)."""
     return tl.load(
         pointer + place * P * N + rows[:, None] * N + columns[None, :],
@@ -64,8 +68,13 @@ def load_state(
 
 @triton.jit
 def load_segments(
-    pointer: Any, b: Any, start: Any, length: Any, CHUNK: tl.constexpr, PACKED: tl.constexpr
-) -> Any:
+    pointer: tl.tensor,
+    b: tl.tensor,
+    start: tl.tensor,
+    length: tl.tensor,
+    CHUNK: tl.constexpr,
+    PACKED: tl.constexpr,
+) -> tl.tensor:
     """Which positions are real, their segments, those of the entering and of the leaving state."""
     t = start + tl.arange(0, CHUNK)
     real = t < length
@@ -82,14 +91,16 @@ def load_segments(
 
 
 @triton.jit
-def load_sums(pointer: Any, place: Any, CHUNK: tl.constexpr) -> Any:
+def load_sums(pointer: tl.tensor, place: tl.tensor, CHUNK: tl.constexpr) -> tl.tensor:
     """Cumulative log-decays as pairs of float32; ``place`` indexes (batch, head, chunk)."""
     at = pointer + place * 2 * CHUNK + tl.arange(0, CHUNK)
     return tl.load(at), tl.load(at + CHUNK)
 
 
 @triton.jit
-def decay_within(high: Any, low: Any, segment: Any, CHUNK: tl.constexpr) -> Any:
+def decay_within(
+    high: tl.tensor, low: tl.tensor, segment: tl.tensor, CHUNK: tl.constexpr
+) -> tl.tensor:
     """How much of position s (column) position t (row) sees."""
     i = tl.arange(0, CHUNK)
     difference = (high[:, None] - high[None, :]) + (low[:, None] - low[None, :])
@@ -98,15 +109,21 @@ def decay_within(high: Any, low: Any, segment: Any, CHUNK: tl.constexpr) -> Any:
 
 
 @triton.jit
-def decay_from_entry(high: Any, segment: Any, entering: Any) -> Any:
+def decay_from_entry(high: tl.tensor, segment: tl.tensor, entering: tl.tensor) -> tl.tensor:
     """How much of the entering state each position sees."""
     return tl.where(segment == entering, tl.exp(high), 0.0)
 
 
 @triton.jit
 def decay_to_exit(
-    pointer: Any, place: Any, high: Any, low: Any, segment: Any, leaving: Any, CHUNK: tl.constexpr
-) -> Any:
+    pointer: tl.tensor,
+    place: tl.tensor,
+    high: tl.tensor,
+    low: tl.tensor,
+    segment: tl.tensor,
+    leaving: tl.tensor,
+    CHUNK: tl.constexpr,
+) -> tl.tensor:
     """How much of each position the leaving state sees."""
     end = pointer + place * 2 * CHUNK + CHUNK - 1
     difference = (tl.load(end) - high) + (tl.load(end + CHUNK) - low)
