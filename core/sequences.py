@@ -51,7 +51,8 @@ class Sequences:
             if sum(parts) > length or min(parts, default=1) < 1:
                 raise ValueError(f"row {row}: documents {list(parts)} do not fit into {length}")
             ids = torch.arange(len(parts), dtype=torch.int32)
-            document[row, : sum(parts)] = ids.repeat_interleave(torch.tensor(parts, dtype=torch.long))
+            repeats = torch.tensor(parts, dtype=torch.long)
+            document[row, : sum(parts)] = ids.repeat_interleave(repeats)
         return cls(document)
 
     @property

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -102,22 +102,27 @@ class Backbone(nn.Module):
     def init_state(self, batch: int, *, device: Any = None, dtype: Any = None) -> list[Any]:
         """One state a block; raises UnsupportedPattern if some mixer carries none."""
         return [
-            block.layer.init_state(batch, device=device, dtype=dtype)
-            if isinstance(block.layer, Mixer)
+            layer.init_state(batch, device=device, dtype=dtype)
+            if isinstance(layer, Mixer)
             else None
-            for block in self.blocks
+            for layer in self._layers()
         ]
 
     @property
     def recurrent(self) -> bool:
         """True if every mixer carries a state, so that generation costs the same at each token."""
-        mixers = [b.layer for b in self.blocks if isinstance(b.layer, Mixer)]
-        return all(m.recurrent and m.causal for m in mixers)
+        return all(m.recurrent and m.causal for m in self._layers() if isinstance(m, Mixer))
+
+    def _layers(self) -> list[nn.Module]:
+        return [block.layer for block in self._blocks()]
+
+    def _blocks(self) -> Iterable[Block]:
+        return cast(Iterable[Block], self.blocks)
 
     def extend(self, x: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
         """A piece of a long sequence, as ``Mixer.forward`` with a state."""
         after = []
-        for block, before in zip(self.blocks, state, strict=True):
+        for block, before in zip(self._blocks(), state, strict=True):
             x, new = block.extend(x, before)
             after.append(new)
         return self.norm(x), after
@@ -125,7 +130,7 @@ class Backbone(nn.Module):
     def step(self, x: Tensor, state: list[Any]) -> tuple[Tensor, list[Any]]:
         """One token (batch, dim), as ``Mixer.step``."""
         after = []
-        for block, before in zip(self.blocks, state, strict=True):
+        for block, before in zip(self._blocks(), state, strict=True):
             x, new = block.step(x, before)
             after.append(new)
         return self.norm(x), after

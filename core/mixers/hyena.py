@@ -32,6 +32,10 @@ class ImplicitFilter(nn.Module):
     decay of a rate set by channel, plus ``shift``. Returns (channels, length).
     """
 
+    z: Tensor
+    t: Tensor
+    deltas: Tensor
+
     def __init__(
         self,
         channels: int,
@@ -176,12 +180,12 @@ class Hyena(Mixer):
             last = i == self.order - 2
             dropping = self.training and self.dropout.p > 0
             if dropping:
-                v, gate = self.dropout(v * gate), None
+                v = self.dropout(v * gate)
             v = fft_conv(
                 v,
                 filters[0, i],
                 skip=skips[i],
-                pre_gate=gate,
+                pre_gate=None if dropping else gate,
                 post_gate=gates[0] if last else None,
                 reverse_k=None if self.causal else filters[1, i],
             )

@@ -83,7 +83,10 @@ class GenomeWindows(LightningDataModule):
         """Window length and batch size of this epoch."""
         if not self.stages:
             return self.length, self.batch_size
-        if self.trainer is not None and self.trainer.reload_dataloaders_every_n_epochs != 1:
+        if (
+            self.trainer is not None
+            and getattr(self.trainer, "reload_dataloaders_every_n_epochs", 0) != 1
+        ):
             raise UsageError(
                 "data.stages changes the windows between epochs; "
                 "set trainer.reload_dataloaders_every_n_epochs to 1"

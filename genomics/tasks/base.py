@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
+from core.jobs.errors import UsageError
 from core.jobs.optim import adamw
 from core.sequences import Sequences
 from genomics.data.tokenizers import NucleotideTokenizer
@@ -17,14 +18,21 @@ Pooling = Literal["mean", "last", "max"]
 
 
 class Encoder(Protocol):
-    """A model of DNA: ``dim`` features a position, from ids; ``causal`` if it reads one way."""
-
-    dim: int
-    causal: bool
+    """A model of DNA: features (batch, length, dim) from ids (batch, length)."""
 
     def embed(
         self, tokens: Tensor, sequences: Sequences | None = None, prompt: Tensor | None = None
     ) -> Tensor: ...
+
+
+def encoder_of(model: nn.Module) -> Encoder:
+    """``model`` as an encoder; UsageError if it has no ``embed``."""
+    if not callable(getattr(model, "embed", None)):
+        raise UsageError(
+            f"{type(model).__name__} gives no features a position; "
+            "take a model with embed, such as genomics.models.HyenaDNA"
+        )
+    return cast(Encoder, model)
 
 
 @dataclass
@@ -51,8 +59,8 @@ class DnaTask(L.LightningModule):
 
 def width_of(model: nn.Module) -> int:
     """Features a position of a DNA model."""
-    backbone = getattr(model, "backbone", model)
-    return int(backbone.dim)
+    backbone = model.get_submodule("backbone") if hasattr(model, "backbone") else model
+    return cast(int, backbone.dim)
 
 
 def opposite_strand(tokens: Tensor, sequences: Sequences | None = None) -> Tensor:

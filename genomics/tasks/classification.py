@@ -15,7 +15,15 @@ from torchmetrics.classification import (
 )
 
 from core.jobs.tracking import log_figure
-from genomics.tasks.base import DnaTask, Optimisation, Pooling, opposite_strand, pool, width_of
+from genomics.tasks.base import (
+    DnaTask,
+    Optimisation,
+    Pooling,
+    encoder_of,
+    opposite_strand,
+    pool,
+    width_of,
+)
 from genomics.tasks.figures import classification_figure
 
 
@@ -60,7 +68,7 @@ class SequenceClassification(DnaTask):
         self._seen: list[tuple[Tensor, Tensor]] = []
 
     def _logits(self, tokens: Tensor, sequences: Any) -> Tensor:
-        features = self.model.embed(tokens, sequences, self.prompt)
+        features = encoder_of(self.model).embed(tokens, sequences, self.prompt)
         return self.head(pool(features, self.pooling, sequences))
 
     def forward(self, batch: dict[str, Any]) -> Tensor:

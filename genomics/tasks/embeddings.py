@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import nn
 
 from core.jobs.tracking import log_figure
-from genomics.tasks.base import DnaTask, Optimisation, opposite_strand, pool
+from genomics.tasks.base import DnaTask, Optimisation, encoder_of, opposite_strand, pool
 from genomics.tasks.figures import embedding_figure
 
 _DRAWN = 5000  # rows kept for the figure
@@ -35,7 +35,8 @@ class Embeddings(DnaTask):
     def predict_step(self, batch: dict[str, Any], *_: Any) -> dict[str, Any]:
         """Columns id and embedding: a list of floats, or a list of them a position."""
         tokens, sequences = batch["tokens"], batch["sequences"]
-        features = self.model.embed(tokens, sequences).float()
+        encoder = encoder_of(self.model)
+        features = encoder.embed(tokens, sequences).float()
         if self.pooling == "position":
             lengths = [tokens.shape[1]] * len(tokens)
             if sequences is not None:
@@ -44,7 +45,7 @@ class Embeddings(DnaTask):
             return {"id": batch["id"], "embedding": rows}
         pooled = pool(features, self.pooling, sequences)
         if self.average_strands:
-            turned = self.model.embed(opposite_strand(tokens, sequences), sequences).float()
+            turned = encoder.embed(opposite_strand(tokens, sequences), sequences).float()
             pooled = (pooled + pool(turned, self.pooling, sequences)) / 2
         if len(self._drawn) * len(tokens) < _DRAWN:
             self._drawn.append(pooled.cpu().numpy())

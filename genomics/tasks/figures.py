@@ -66,16 +66,15 @@ def classification_figure(probabilities: NDArray, labels: NDArray) -> Figure:
 
 def context_figure(nats: NDArray, counts: NDArray) -> Figure:
     """Bits per base by position in the window, in bins that grow by a factor of 1.3."""
-    edges = np.unique(np.round(1.3 ** np.arange(0, np.log(len(nats) + 1) / np.log(1.3) + 1)))
-    edges = np.concatenate([[0], edges[edges < len(nats)], [len(nats)]]).astype(int)
-    edges = np.unique(edges)
-    sums = np.add.reduceat(nats, edges[:-1])
-    number = np.add.reduceat(counts, edges[:-1])
+    powers = 1.3 ** np.arange(0, np.log(len(nats) + 1) / np.log(1.3) + 1)
+    edges = sorted({0, len(nats), *(round(p) for p in powers if p < len(nats))})
+    starts = np.array(edges[:-1])
+    sums, number = np.add.reduceat(nats, starts), np.add.reduceat(counts, starts)
     used = number > 0
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     bits = sums[used] / number[used] / np.log(2)
-    axes.plot(np.maximum(edges[:-1], 1)[used], bits, marker="o", markersize=3, color=_INK)
+    axes.plot(np.maximum(starts, 1)[used], bits, marker="o", markersize=3, color=_INK)
     axes.axhline(2, color=_PALE, linestyle="--", label="uniform over A, C, G, T")
     mean = nats.sum() / max(counts.sum(), 1) / np.log(2)
     axes.axhline(mean, color=_INK, linestyle=":", label=f"mean {mean:.3f}")
