@@ -280,6 +280,8 @@ def test_triton_at_any_length(length: int, monkeypatch: pytest.MonkeyPatch) -> N
 def test_strided_inputs_in_triton(dtype: torch.dtype) -> None:
     for tensor in (torch.randn(2, 30, 12).transpose(1, 2), torch.randn(2, 12, 30)):
         u, pre_gate, post_gate = tensor.to(dtype).split(4, dim=1)
+        post_gate = post_gate.contiguous()
+        u = u.flip(0)  # strides of its own
         k = torch.randn(30, 4).T
         got = fft_conv(u, k, pre_gate=pre_gate, post_gate=post_gate)
         wide = [x.double() for x in (u, k, pre_gate, post_gate)]
