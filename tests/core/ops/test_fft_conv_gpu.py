@@ -70,7 +70,7 @@ def test_strided_inputs(length: int) -> None:
             assert ratio(got, expected) <= RMS_LIMIT[dtype]
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inductor, on Python 3.14
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # raised inside inductor
 def test_compile() -> None:
     case = Case(length=300, skip=True, pre_gate=True, reverse_taps=300)
     inputs = case.inputs(torch.bfloat16, "cuda")
