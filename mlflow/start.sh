@@ -55,7 +55,7 @@ esac
 
 server=$(command -v mlflow) || server=$(cd "$(dirname "$0")/.." && pwd)/.venv/bin/mlflow
 [ -x "$server" ] ||
-  fail "mlflow is not installed here; run make install, or activate an environment that has it"
+  fail "mlflow is not installed; run make install, or activate an environment with it"
 
 mkdir -p "$data/artifacts" 2>/dev/null && data=$(cd "$data" 2>/dev/null && pwd) &&
   [ -w "$data" ] && [ -w "$data/artifacts" ] ||
