@@ -62,7 +62,10 @@ class RecordDataModule(LightningDataModule):
         raise NotImplementedError
 
     def export(self, dataset: Path, target: Path) -> None:
-        """Write the finished predictions in ``dataset`` to the file ``target``."""
+        """Write the finished predictions in ``dataset`` to ``target``, an index beside it.
+
+        The caller moves all that is written to its place in the end.
+        """
         raise NotImplementedError
 
     def check_export(self, target: Path) -> None:

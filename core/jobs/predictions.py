@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from core.jobs.data import Encoded, Record, RecordDataModule, digest, encode_records
 from core.jobs.errors import DataError, UsageError, UserError
 from core.jobs.predictor import assemble, batches, predicted_rows, skipped_rows
-from core.jobs.shards import Manifest, merge, open_folder, write_shard, write_whole
+from core.jobs.shards import Manifest, merge, open_folder, write_shard
 
 
 @dataclass
@@ -95,7 +96,16 @@ def finish_job(datamodule: RecordDataModule, config: PredictionConfig, manifest:
     """Check and mark the folder, then export it."""
     merge(Path(config.path), manifest)
     if config.export is not None:
-        write_whole(Path(config.export), lambda file: datamodule.export(Path(config.path), file))
+        _export(datamodule, Path(config.path), Path(config.export))
+
+
+def _export(datamodule: RecordDataModule, dataset: Path, target: Path) -> None:
+    """The export and what comes with it, such as an index, in place only once all is written."""
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        datamodule.export(dataset, Path(folder) / target.name)
+        # the file itself last: whoever sees it finds its companions there
+        for file in sorted(Path(folder).iterdir(), key=lambda f: f.name == target.name):
+            file.replace(target.with_name(file.name))
 
 
 class _Job(LightningDataModule):

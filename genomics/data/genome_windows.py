@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -18,6 +18,7 @@ from genomics.data.fasta import Genome
 from genomics.data.regions import Region, parse_region
 from genomics.data.splits import check_region_splits
 from genomics.data.tokenizers import FIRST_BASE, NucleotideTokenizer
+from genomics.data.windows import tile
 
 
 @dataclass
@@ -99,9 +100,9 @@ class GenomeWindows(LightningDataModule):
                 return stage.length, stage.batch_size
         return self.stages[-1].length, self.stages[-1].batch_size
 
-    def windows(self, split: str, length: int, stride: int, both_strands: bool) -> Windows:
+    def windows(self, split: str, length: int, stride: int, both_strands: bool) -> WindowTokens:
         """The windows of a split; DataError if it has none."""
-        windows = Windows(self, self.regions[split], length, stride, both_strands)
+        windows = WindowTokens(self, self.regions[split], length, stride, both_strands)
         if not len(windows):
             raise DataError(
                 f"{self.fasta}: data.{split} gives no window of {length} bases with at most "
@@ -138,8 +139,12 @@ class GenomeWindows(LightningDataModule):
         return [self.fasta] if self.fasta.is_file() else []
 
 
-class Windows(Dataset):
-    """Windows in the order of their regions, then, if asked for, those of the other strand."""
+class WindowTokens(Dataset):
+    """Windows in the order of their regions, then, if asked for, those of the other strand.
+
+    The last window of a region that does not divide evenly is filled with N: the bases behind it
+    may belong to another split.
+    """
 
     def __init__(
         self,
@@ -149,34 +154,31 @@ class Windows(Dataset):
         stride: int,
         both_strands: bool,
     ) -> None:
-        self.genome, self.tokenizer, self.length = data.genome, data.tokenizer, length
-        self.regions = regions
-        places = [self._places(r, i, stride, data.max_unknown) for i, r in enumerate(regions)]
-        self.places = np.concatenate(places) if places else np.zeros((0, 2), np.int64)
+        self.genome, self.tokenizer = data.genome, data.tokenizer
         self.both_strands = both_strands
+        laid = [tile([region], length, stride) for region in regions]
+        self.windows = tile(regions, length, stride)
+        self.ends = np.repeat([r.end for r in regions], [len(w) for w in laid])
+        keep = [self._unknown(i) <= data.max_unknown * length for i in range(len(self.windows))]
+        self.windows = self.windows.select(np.array(keep, bool))
+        self.ends = self.ends[np.array(keep, bool)]
 
-    def _places(
-        self, region: Region, number: int, stride: int, max_unknown: float
-    ) -> NDArray[np.int64]:
-        """(windows, 2) region number and start of those with few enough N."""
-        sequence = self.genome.fetch_bytes(region.chrom, region.start, region.end)
-        unknown = self.tokenizer.encode(sequence) >= FIRST_BASE + 4
-        before = np.concatenate([[0], np.cumsum(unknown)])
-        starts = np.arange(0, len(region) - self.length + 1, stride)
-        starts = starts[before[starts + self.length] - before[starts] <= max_unknown * self.length]
-        return np.stack([np.full_like(starts, number), region.start + starts], axis=1)
+    def _text(self, index: int) -> bytes:
+        window = self.windows[index]
+        end = min(window.end, int(self.ends[index]))
+        return self.genome.fetch_bytes(window.chrom, window.start, end).ljust(len(window), b"N")
+
+    def _unknown(self, index: int) -> int:
+        """How many of a window's bases the tokenizer reads as N."""
+        return int((self.tokenizer.encode(self._text(index)) >= FIRST_BASE + 4).sum())
 
     def __len__(self) -> int:
-        return len(self.places) * (2 if self.both_strands else 1)
+        return len(self.windows) * (2 if self.both_strands else 1)
 
     def __getitem__(self, index: int) -> Example:
-        turned, index = divmod(index, len(self.places))
-        number, start = self.places[index].tolist()
-        chrom = self.regions[number].chrom
-        tokens: Any = self.tokenizer.encode(
-            self.genome.fetch_bytes(chrom, start, start + self.length), chrom
-        )
+        turned, index = divmod(index, len(self.windows))
+        window = self.windows[index]
+        tokens: NDArray[np.integer] = self.tokenizer.encode(self._text(index), str(window))
         if turned:
             tokens = self.tokenizer.reverse_complement(tokens)
-        strand = "-" if turned else "+"
-        return Example(f"{chrom}:{start + 1}-{start + self.length}{strand}", tokens)
+        return Example(f"{window}{'-' if turned else '+'}", tokens)

@@ -158,6 +158,10 @@ def read_sequence_table(path: Path, columns: Iterable[str]) -> pl.DataFrame:
             raise DataError(f"{path}: row {row + 1} has no {column}")
     if table.is_empty():
         raise DataError(f"{path}: the table has no rows")
+    twice = table["id"].is_duplicated()
+    if twice.any():
+        name = table["id"][int(twice.arg_max() or 0)]
+        raise DataError(f"{path}: id {name!r} stands in more than one row; make the ids unique")
     if "label" in table.columns:
         table = _with_integer_labels(table, path)
     return table.with_columns(pl.col("id").cast(pl.String))

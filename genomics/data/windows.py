@@ -1,4 +1,4 @@
-"""Windows of one length, laid over regions or drawn from them."""
+"""Windows of one length, laid over regions."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from core.jobs.errors import DataError, UsageError
-from genomics.data.fasta import Genome
+from core.jobs.errors import UsageError
 from genomics.data.regions import Region
 
 
 class Windows(Sequence[Region]):
     """Windows of ``length`` bases as a sequence of regions, kept in 12 bytes each.
 
-    A window may leave its chromosome; read it with ``Genome.fetch_padded``.
+    A window may leave its region; what lies outside is to be read as N.
     """
 
     def __init__(
@@ -53,54 +52,3 @@ def tile(regions: Iterable[Region], length: int, stride: int | None = None) -> W
     if not starts:
         return Windows((), np.zeros(0, np.int32), np.zeros(0, np.int64), length)
     return Windows(list(chroms), np.concatenate(codes), np.concatenate(starts), length)
-
-
-def unknown_fraction(windows: Windows, genome: Genome) -> NDArray[np.float64]:
-    """(windows,) share of N, lower case included; what lies outside the chromosome counts as N."""
-    counts = np.empty(len(windows))
-    for i, window in enumerate(windows):
-        text = genome.fetch_padded(window.chrom, window.start, window.end)
-        counts[i] = text.count("N") + text.count("n")
-    return counts / windows.length
-
-
-def random_windows(
-    regions: Sequence[Region],
-    genome: Genome,
-    length: int,
-    count: int,
-    seed: int,
-    max_unknown: float = 0.1,
-) -> Windows:
-    """``count`` windows inside ``regions``, each possible start equally likely, the same ones for
-    the same seed.
-
-    Those with a larger share of N than ``max_unknown`` are drawn again. Raises DataError if no
-    region has ``length`` bases, or if 50 draws leave too few windows.
-    """
-    places = np.array([max(0, len(region) - length + 1) for region in regions])
-    if not places.sum():
-        raise DataError(f"{genome.path}: no region has {length} bases for a window")
-    names = sorted({region.chrom for region in regions})
-    code = np.array([names.index(region.chrom) for region in regions], np.int32)
-    ends, first = np.cumsum(places), np.array([region.start for region in regions])
-    random = np.random.default_rng(seed)
-    kept = Windows(names, np.zeros(0, np.int32), np.zeros(0, np.int64), length)
-    for _ in range(50):
-        drawn = random.integers(0, ends[-1], count)
-        which = np.searchsorted(ends, drawn, side="right")
-        start = first[which] + drawn - (ends - places)[which]
-        more = Windows(names, code[which], start, length)
-        more = more.select(unknown_fraction(more, genome) <= max_unknown)
-        kept = Windows(
-            names,
-            np.concatenate([kept.chrom, more.chrom])[:count],
-            np.concatenate([kept.start, more.start])[:count],
-            length,
-        )
-        if len(kept) == count:
-            return kept
-    raise DataError(
-        f"{genome.path}: after 50 draws only {len(kept)} of {count} windows of {length} bases have "
-        f"at most {max_unknown:.0%} N; allow more N or name other regions"
-    )

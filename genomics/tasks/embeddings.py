@@ -41,7 +41,7 @@ class Embeddings(DnaTask):
             lengths = [tokens.shape[1]] * len(tokens)
             if sequences is not None:
                 lengths = sequences.real.sum(1).tolist()
-            rows = [f[:n].cpu().numpy().tolist() for f, n in zip(features, lengths, strict=True)]
+            rows = [f[:n].tolist() for f, n in zip(features, lengths, strict=True)]
             return {"id": batch["id"], "embedding": rows}
         pooled = pool(features, self.pooling, sequences)
         if self.average_strands:

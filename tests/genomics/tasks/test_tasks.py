@@ -90,6 +90,7 @@ def test_a_model_without_features_is_refused() -> None:
         SequenceClassification(Plain(2, 2))(batch())
 
 
+@torch.no_grad()
 def test_pretraining_counts_bases_and_not_n_or_padding() -> None:
     task = Pretraining(hyena(causal=True)).eval()
     columns = task.predict_step(batch())
@@ -118,14 +119,15 @@ def test_masked_training_hides_bases_alone() -> None:
 
 @pytest.mark.parametrize(("objective", "causal"), [("next", False), ("masked", True)])
 def test_objective_and_direction_must_agree(objective: Any, causal: bool) -> None:
-    with pytest.raises(UsageError, match="change model.causal or the objective"):
+    with pytest.raises(UsageError, match=r"change model\.causal or the objective"):
         Pretraining(hyena(causal), objective=objective)
 
 
+@torch.no_grad()
 def test_embeddings_a_position_and_pooled() -> None:
     model = hyena()
     each = Embeddings(model, pooling="position").eval().predict_step(batch())["embedding"]
     assert [len(rows) for rows in each] == [len(t) for t in TEXTS]
     mean = Embeddings(model, pooling="mean").eval().predict_step(batch())["embedding"]
     for rows, pooled in zip(each, mean, strict=True):
-        np.testing.assert_allclose(np.mean(rows, 0), pooled.detach().numpy(), atol=1e-6)
+        np.testing.assert_allclose(np.mean(rows, 0), pooled.numpy(), atol=1e-6)

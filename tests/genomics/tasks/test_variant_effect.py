@@ -43,6 +43,7 @@ def vcf(tmp_path: Path, *records: str) -> Path:
     return path
 
 
+@torch.no_grad()
 def log_likelihood(model: HyenaDNA, window: str) -> float:
     """Sum over the window of log p(base | all before it), N left out, one position at a time."""
     ids = torch.as_tensor(NucleotideTokenizer().encode(window).astype("int64"))
@@ -80,6 +81,7 @@ def test_likelihood_ratio_is_the_brute_force(tmp_path: Path, fasta: Path, both: 
         assert abs(score) > 1e-3
 
 
+@torch.no_grad()
 def test_head_difference_is_the_brute_force(tmp_path: Path, fasta: Path) -> None:
     seed_everything(0)
     task = VariantHeadDifference(HyenaDNA(16, 1, LENGTH, causal=False)).eval()
