@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from toy_predict import write_input
 
@@ -34,7 +35,7 @@ class Slow(ToyTask):
         return super().predict_step(batch, batch_idx)
 
 def die_at(moment):
-    # Dies at the given one of the moments before and after each step of putting a file in place.
+    # Dies at the given one of the moments before, amid and after each step of writing a file.
     count = [0]
     def moments(function):
         def run(*args, **options):
@@ -49,7 +50,17 @@ def die_at(moment):
             os.kill(os.getpid(), signal.SIGKILL)
     os.fsync = moments(os.fsync)
     pathlib.Path.replace = moments(pathlib.Path.replace)
-    shards.pq.write_table = moments(shards.pq.write_table)
+    text, table = pathlib.Path.write_text, shards.pq.write_table
+    def write_text(file, content):
+        text(file, content[: len(content) // 2])
+        tick()
+        return text(file, content)
+    def write_table(rows, file, **options):
+        file.write_bytes(b"PAR1 and half of the rows")
+        tick()
+        table(rows, file, **options)
+    pathlib.Path.write_text = moments(write_text)
+    shards.pq.write_table = moments(write_table)
     return count
 
 def job(file, out, moment, workers):
@@ -140,6 +151,15 @@ def content(out: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in out.iterdir()}
 
 
+def check_whole(out: Path) -> None:
+    """What has its final name is all there."""
+    for file in out.glob("part-*"):
+        pq.read_table(file)
+    for name in ("manifest.json", "_SUCCESS"):
+        if (out / name).exists():
+            json.loads((out / name).read_text())
+
+
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_job_killed_at_random_times_ends_as_if_it_never_was(
     tmp_path: Path, server: Server, workers: int
@@ -155,6 +175,7 @@ def test_job_killed_at_random_times_ends_as_if_it_never_was(
         out = tmp_path / f"killed-{jobs}"
         while server.run(file, out, delay=times.uniform(0, 1.2) * calm[2], workers=workers) is None:
             kills += 1
+            check_whole(out)
             midway += 0 < len(list(out.glob("part-*"))) < 20
             if not (out / "_SUCCESS").exists():
                 with pytest.raises(UsageError):
@@ -169,10 +190,11 @@ def test_job_killed_at_every_write_ends_as_if_it_never_was(tmp_path: Path, serve
     file = write_input(tmp_path / "in.txt", 25)
     calm = server.run(file, tmp_path / "calm")
     assert calm is not None
-    assert calm[1] >= 2 * 3 * 5, "fewer moments than steps: manifest, 3 shards, _SUCCESS"
+    assert calm[1] == 5 * 9, "manifest, 3 shards, _SUCCESS: write (3), sync, move, sync (2 each)"
     for moment in range(1, calm[1] + 1):
         out = tmp_path / f"killed-{moment}"
         assert server.run(file, out, moment=moment) is None
+        check_whole(out)
         kept = [int(file.name[5:10]) for file in out.glob("part-*")]
         again = server.run(file, out)
         assert again is not None

@@ -21,7 +21,7 @@ from polars.testing import assert_frame_equal
 from toy_predict import ToyData, ToyTask, toy_trainer, write_input
 
 from core.jobs import shards
-from core.jobs.errors import DataError, UsageError
+from core.jobs.errors import DataError, UsageError, UserError
 from core.jobs.predictions import PredictionConfig, predict
 from core.jobs.shards import load_predictions
 
@@ -167,6 +167,10 @@ def test_shard_gone_from_a_finished_folder_is_made_again(tmp_path: Path) -> None
     job = Job(tmp_path, 35)
     job()
     job.shard(2).unlink()
+    with pytest.raises(ValueError, match="'id'"):
+        job(NoIds())
+    with pytest.raises(UsageError, match="no finished predictions"):
+        load_predictions(job.out)
     assert job().seen == 10
     assert_frame_equal(load_predictions(job.out).collect(), expected(35))
 
@@ -180,11 +184,20 @@ def _empty(file: Path) -> None:
 
 
 def _flip(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    column = pq.ParquetFile(file).metadata.row_group(0).column(0)
-    assert column.path_in_schema == "record"
-    content[column.data_page_offset + column.total_compressed_size // 2] ^= 0xFF
-    file.write_bytes(content)
+    """One byte of the ids, such that Arrow reads other ids and sees nothing amiss."""
+    before, content = pq.read_table(file), file.read_bytes()
+    column = pq.ParquetFile(file).metadata.row_group(0).column(1)
+    assert column.path_in_schema == "id"
+    start = column.dictionary_page_offset
+    for place in range(start, start + column.total_compressed_size):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            after = pq.read_table(file)
+        except (OSError, pa.ArrowException):
+            continue
+        if after["record"] == before["record"] and after["id"] != before["id"]:
+            return
+    pytest.fail("every flip is seen anyway")
 
 
 def _other_records(file: Path) -> None:
@@ -307,6 +320,17 @@ def test_ids_are_compared_in_parts_too(tmp_path: Path, monkeypatch: pytest.Monke
         job.shard(number).unlink()
     with pytest.raises(DataError, match=r"'r2' appears twice .records 2 and 34"):
         job()
+
+
+@pytest.mark.parametrize("damage", [_cut, _other_records, Path.unlink])
+def test_merge_finds_what_went_wrong_meanwhile(tmp_path: Path, damage: Any) -> None:
+    job = Job(tmp_path, 35)
+    job()
+    damage(job.shard(2))
+    (job.out / "_SUCCESS").unlink()
+    with pytest.raises(UserError, match=r"part-00002.parquet: .*; run the same command again"):
+        shards.merge(job.out, shards.read_manifest(job.out))
+    assert not (job.out / "_SUCCESS").exists()
 
 
 class DropsARow(ToyTask):
