@@ -124,8 +124,7 @@ def evaluate(model: HyenaDNA, context: int, tokens: torch.Tensor, args: argparse
     bits = nats / math.log(2)
     edges = [0, *[2**k for k in range(4, int(math.log2(context)) + 1)]]
     by_position = {
-        f"{a}-{b}": float(bits[a:b].sum() / counts[a:b].sum())
-        for a, b in itertools.pairwise(edges)
+        f"{a}-{b}": float(bits[a:b].sum() / counts[a:b].sum()) for a, b in itertools.pairwise(edges)
     }
     return {
         "bits_per_base": float(bits.sum() / counts.sum()),
