@@ -66,7 +66,9 @@ class RunCheckpoints(Checkpoint):
         self.logger = logger
         self.best_score: float | None = None
         self._step = -1
-        self._due = False
+        self._saved = False  # the pending file waits for its step's metrics
+        self._due = False  # a validation came first
+        self._stopping = False
         self._restored: dict[str, Any] = {}
         self._graceful = ExitStack()
 
@@ -127,11 +129,13 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         self._commit(trainer)
-        self._stop_if_asked(trainer)
+        if self._stopping:
+            raise signals.Interrupted(signals.requested() or signal.SIGTERM)
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         self._commit(trainer)
-        self._stop_if_asked(trainer)
+        if self._stopping:
+            raise signals.Interrupted(signals.requested() or signal.SIGTERM)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         stepped, self._step = trainer.global_step != self._step, trainer.global_step
@@ -139,13 +143,13 @@ class RunCheckpoints(Checkpoint):
         # batch, after which the epoch's validation has yet to come.
         if not stepped or trainer.is_last_batch:
             return
-        if self._step % self.config.every_n_train_steps == 0 or self._asked(trainer):
+        if self._asked(trainer) or self._step % self.config.every_n_train_steps == 0:
             self._save(trainer)
 
     def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
         # Going on from a step before its validation would leave the validation out.
-        if self._pending.exists():
-            self._due = True
+        if self._saved:
+            self._saved, self._due = False, True
             if trainer.is_global_zero:
                 self._pending.unlink()
 
@@ -153,10 +157,11 @@ class RunCheckpoints(Checkpoint):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self._save_best(trainer)
-        if not trainer.is_last_batch and (self._due or self._asked(trainer)):
+        if not trainer.is_last_batch and (self._asked(trainer) or self._due):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._asked(trainer)
         self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, *_: Any) -> None:
@@ -172,23 +177,22 @@ class RunCheckpoints(Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self._pending)
-        self._due = False
+        self._saved, self._due = True, False
 
     def _commit(self, trainer: Trainer) -> None:
         """Make the pending file the last one; the metrics of its step have been logged by now."""
-        if trainer.is_global_zero and self._pending.exists():
+        if self._saved and trainer.is_global_zero:
             if self.logger is not None:
                 self.logger.flush()
             replace(self._pending, self.last)
+        self._saved = False
 
     def _asked(self, trainer: Trainer) -> bool:
+        """Whether to stop: after the save that follows, so that nothing done is lost, and on all
+        ranks at the same step, whichever of them the signal reached."""
         asked = signals.requested() is not None
-        return bool(trainer.strategy.reduce_boolean_decision(asked, all=False))
-
-    def _stop_if_asked(self, trainer: Trainer) -> None:
-        """All ranks stop at the same step, whichever of them the signal reached."""
-        if self._asked(trainer):
-            raise signals.Interrupted(signals.requested() or signal.SIGTERM)
+        self._stopping = bool(trainer.strategy.reduce_boolean_decision(asked, all=False))
+        return self._stopping
 
     # best.ckpt
 
@@ -202,7 +206,8 @@ class RunCheckpoints(Checkpoint):
                 f"checkpoints.monitor '{monitor}' is not among the logged metrics "
                 f"{', '.join(sorted(metrics))}{did_you_mean(monitor, metrics)}"
             )
-        score = float(metrics[monitor])
+        # Ranks may have metrics of their own; all must take part in a save, or none.
+        score = trainer.strategy.broadcast(float(metrics[monitor]))
         sign = 1 if self.config.mode == "min" else -1
         if math.isnan(score):
             return

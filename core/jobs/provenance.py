@@ -62,6 +62,7 @@ def git_state() -> dict[str, str]:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # not merely installed inside one
         dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
         return {"git.sha": git("rev-parse", "HEAD"), "git.dirty": str(dirty).lower()}
     except (OSError, subprocess.CalledProcessError):

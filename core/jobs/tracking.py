@@ -275,14 +275,16 @@ def log_figure(owner: Trainer | RunLogger, figure: Figure, path: str) -> None:
 
 @contextmanager
 def system_metrics(logger: RunLogger | None, config: TrackingConfig) -> Iterator[None]:
-    """While open, and if asked for, CPU, memory and GPU load are recorded every 10 seconds."""
+    """While open, and if asked for, CPU, memory and GPU load are recorded, every 10 seconds or as
+    MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL says."""
     if logger is None or not config.system_metrics:
         yield
         return
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+    interval = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", 10))
     monitor = SystemMetricsMonitor(
-        logger.identity, resume_logging=logger.resumed, tracking_uri=logger.uri
+        logger.identity, interval, resume_logging=logger.resumed, tracking_uri=logger.uri
     )
     monitor.start()
     try:
