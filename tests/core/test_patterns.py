@@ -41,7 +41,7 @@ def dense(pattern: Pattern, length: int) -> Tensor:
     return visible(pattern, False, tokens, tokens)[0]
 
 
-@pytest.mark.parametrize(("pattern", "rule"), DEFINED, ids=str)
+@pytest.mark.parametrize(("pattern", "rule"), DEFINED, ids=[str(pattern) for pattern, _ in DEFINED])
 def test_the_mask_is_the_scalar_definition(
     pattern: Pattern, rule: Callable[[int, int], bool]
 ) -> None:
