@@ -282,9 +282,8 @@ def system_metrics(logger: RunLogger | None, config: TrackingConfig) -> Iterator
         return
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    interval = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", 10))
     monitor = SystemMetricsMonitor(
-        logger.identity, interval, resume_logging=logger.resumed, tracking_uri=logger.uri
+        logger.identity, resume_logging=logger.resumed, tracking_uri=logger.uri
     )
     monitor.start()
     try:

@@ -134,12 +134,14 @@ def test_system_metrics_on_request(
     logger = RunLogger(
         json.loads((whole / "run.json").read_text())["tracking_uri"], run.info.run_id, whole
     )
+    logger.reopen({})
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     for wanted in (False, True):
         with tracking.system_metrics(logger, TrackingConfig(system_metrics=wanted)):
-            time.sleep(1)
+            time.sleep(2)
         found = {key.split("/")[0] for key in client.get_run(run.info.run_id).data.metrics}
         assert ("system" in found) == wanted
+    logger.close("FINISHED")
 
 
 # Addresses
