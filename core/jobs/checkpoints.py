@@ -139,15 +139,16 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         stepped, self._step = trainer.global_step != self._step, trainer.global_step
-        # Not between accumulated batches, whose gradients are in no checkpoint; not at the last
-        # batch, after which the epoch's validation has yet to come.
+        # Not between accumulated batches, whose gradients are in no checkpoint. The end of the
+        # epoch saves by itself, after its validation.
         if not stepped or trainer.is_last_batch:
             return
         if self._asked(trainer) or self._step % self.config.every_n_train_steps == 0:
             self._save(trainer)
 
     def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
-        # Going on from a step before its validation would leave the validation out.
+        # Going on from a step before its validation would leave out the validation, and the best
+        # score that it may have found.
         if self._saved:
             self._saved, self._due = False, True
             if trainer.is_global_zero:

@@ -24,6 +24,7 @@ pytestmark = [
 
 
 HOOKS = [
+    "model.on_train_batch_end",  # between the step's checkpoint and its metrics
     "on_train_batch_end",
     "on_train_batch_start",
     "on_validation_start",
@@ -57,40 +58,46 @@ class Store:
 
 
 class LoseAt(Callback):
-    """Raises in the n-th call of a hook."""
+    """Raises in the n-th call of a hook, of this callback or of ``model``."""
 
-    def __init__(self, hook: str, call: int) -> None:
+    def __init__(self, hook: str, call: int, model: Toy) -> None:
         self.calls = 0
+        owner, _, name = hook.rpartition(".")
 
         def lose(*_: Any) -> None:
             self.calls += 1
             if self.calls == call:
                 raise Lost
 
-        setattr(self, hook, lose)
+        setattr(model if owner else self, name, lose)
 
 
 def fit(
-    folder: Path, options: dict[str, Any], lose: LoseAt | None = None, again: bool = False
+    folder: Path, options: dict[str, Any], lose: tuple[str, int] | None = None, again: bool = False
 ) -> dict[str, Any]:
     """Weights and metric series after a fit, or after going on from its last checkpoint."""
     seed_everything(0, workers=True, verbose=False)
     last = folder / "last.ckpt"
     logger = RunLogger("sqlite:///unused", "run", folder, resumed=again)
-    checkpoints = RunCheckpoints(CheckpointConfig(every_n_train_steps=3), folder, logger)
+    # A lost process sends nothing more, whereas Lightning ends loggers after an exception.
+    logger.finalize = lambda status: None  # type: ignore[method-assign]
+    model, data = Toy(), ToyData(rows=34)
+    checkpoints = RunCheckpoints(
+        CheckpointConfig(every_n_train_steps=3, mode="max"), folder, logger
+    )
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=3,
         log_every_n_steps=1,
         logger=logger,
-        callbacks=[checkpoints, *([lose] if lose else [])],
+        callbacks=[checkpoints, *([LoseAt(*lose, model)] if lose else [])],
         enable_progress_bar=False,
         enable_model_summary=False,
         **options,
     )
-    model, data = Toy(), ToyData(rows=34)
     resume = {"ckpt_path": last, "weights_only": True} if last.exists() else {}
     trainer.fit(model, datamodule=data, **resume)
+    logger.flush()
     series = {k: [(m.step, m.value) for m in v] for k, v in Store.history.items()}
     return {"weights": model.state_dict(), "series": series, "step": trainer.global_step}
 
@@ -122,7 +129,7 @@ def test_lost_anywhere_goes_on_as_if_nothing_had_happened(
             folder.mkdir()
             Store.history = defaultdict(list)
             try:
-                fit(folder, options, LoseAt(hook, call))
+                fit(folder, options, (hook, call))
                 break
             except Lost:
                 pass
