@@ -5,14 +5,14 @@ set -u
 
 usage() {
   cat <<'TEXT'
-usage: mlflow/start.sh [--data DIR] [--host HOST] [--port PORT] [--allowed-hosts LIST] [-- MORE]
+usage: mlflow/start.sh [--data DIR] [--host HOST] [--port PORT] [--name NAME] [-- MORE]
 
-  --data DIR            where runs, models and artifacts are kept
-                        (LONGSPAN_MLFLOW_DATA, else ~/.local/share/longspan-mlflow)
-  --host HOST           address to listen on (LONGSPAN_MLFLOW_HOST, else 127.0.0.1: this machine only)
-  --port PORT           port to listen on (LONGSPAN_MLFLOW_PORT, else 5000)
-  --allowed-hosts LIST  names, comma-separated, under which browsers and clients may ask for it
-  MORE                  further options of `mlflow server`
+  --data DIR   where runs, models and artifacts are kept
+               (LONGSPAN_MLFLOW_DATA, else ~/.local/share/longspan-mlflow)
+  --host HOST  address to listen on (LONGSPAN_MLFLOW_HOST, else 127.0.0.1: this machine only)
+  --port PORT  port to listen on (LONGSPAN_MLFLOW_PORT, else 5000)
+  --name NAME  what others call this machine, if not localhost: other names are refused
+  MORE         further options of `mlflow server`
 
 Prints its URL once it answers, then runs until SIGINT or SIGTERM and exits 0.
 Exit codes: 2 wrong use (one line says what to do), 1 the server failed by itself.
@@ -31,13 +31,16 @@ more=()
 
 while [ $# -gt 0 ]; do
   case $1 in
-    --data | --host | --port | --allowed-hosts)
+    --data | --host | --port | --name)
       [ $# -ge 2 ] && [ -n "$2" ] || fail "$1 needs a value; see mlflow/start.sh --help"
       case $1 in
         --data) data=$2 ;;
         --host) host=$2 ;;
         --port) port=$2 ;;
-        --allowed-hosts) more+=(--allowed-hosts "$2") ;;
+        --name)
+          more+=(--allowed-hosts "localhost,localhost:*,127.0.0.1,127.0.0.1:*,$2,$2:*")
+          more+=(--cors-allowed-origins "http://$2,http://$2:*,https://$2,https://$2:*")
+          ;;
       esac
       shift 2
       ;;

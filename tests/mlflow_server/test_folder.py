@@ -156,7 +156,9 @@ def test_mlflow_knows_the_options_of_its_service() -> None:
     assert values["serve_artifacts"] is True
     assert values["artifacts_destination"] == "s3://mlflow"
     assert values["host"] == "0.0.0.0"
-    assert "localhost" in values["allowed_hosts"]
+    assert {"127.0.0.1:*", "localhost"} <= set(values["allowed_hosts"].split(","))
+    assert "https://localhost:*" in values["cors_allowed_origins"].split(",")
+    assert " " not in values["allowed_hosts"] + values["cors_allowed_origins"]
     bucket = re.findall(r'Bucket="(\w+)"', SERVICES["bucket"]["command"][-1])
     assert bucket == ["mlflow"]
 

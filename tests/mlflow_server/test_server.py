@@ -45,7 +45,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     environment = {**os.environ, "LONGSPAN_MLFLOW_DATA": str(folder / "data")}
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            [str(ROOT / "mlflow" / "start.sh"), "--port", port],
+            [str(ROOT / "mlflow" / "start.sh"), "--port", port, "--name", "team.example"],
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
@@ -95,17 +95,30 @@ def run(uri: str, folder: Path) -> Run:
     return mlflow.MlflowClient().get_run(run_id)
 
 
-def test_server_answers_and_refuses_other_names(uri: str) -> None:
-    with urllib.request.urlopen(f"{uri}/health", timeout=10) as answer:
-        assert (answer.status, answer.read()) == (200, b"OK")
-    asked = f"{uri}/ajax-api/2.0/mlflow/experiments/get?experiment_id=0"
-    with urllib.request.urlopen(asked, timeout=10) as answer:
-        assert json.load(answer)["experiment"]["name"] == "Default"
-    rebound = urllib.request.Request(asked, headers={"Host": "evil.example"})
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(rebound, timeout=10)
-    refused.value.close()
-    assert refused.value.code == 403
+def answer(uri: str, **headers: str) -> int:
+    """Status of a search for experiments, as a browser asks for it."""
+    asked = urllib.request.Request(
+        f"{uri}/ajax-api/2.0/mlflow/experiments/search",
+        data=b'{"max_results": 1}',
+        headers={"Content-Type": "application/json", **headers},
+    )
+    try:
+        with urllib.request.urlopen(asked, timeout=10) as got:
+            return got.status
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+
+
+def test_server_answers_to_its_names_and_no_other(uri: str) -> None:
+    with urllib.request.urlopen(f"{uri}/health", timeout=10) as got:
+        assert (got.status, got.read()) == (200, b"OK")
+    assert answer(uri) == 200
+    assert answer(uri, Host="localhost:5000", Origin="http://localhost:5000") == 200
+    assert answer(uri, Host="team.example", Origin="https://team.example") == 200
+    assert answer(uri, Host="team.example:5000", Origin="http://team.example:5000") == 200
+    assert answer(uri, Host="evil.example") == 403
+    assert answer(uri, Origin="http://evil.example") == 403
 
 
 def test_run_holds_what_the_readme_says(run: Run) -> None:
