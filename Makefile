@@ -32,7 +32,7 @@ imports: install
 	$(BIN)/lint-imports --no-cache
 
 unit: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=15
 
 clean:
 	rm -rf .venv build dist *.egg-info
