@@ -162,9 +162,13 @@ def test_a_checkpoint_runs_no_code(server: Server, whole: Path) -> None:
     assert "'broken.ckpt'" in fails(server, 2, *arguments, "broken.ckpt")
 
 
-def test_given_values_win_over_the_checkpoint_and_it_is_said(server: Server, whole: Path) -> None:
+@pytest.mark.parametrize("file", ["", "checkpoints/best.ckpt"])
+def test_given_values_win_over_the_checkpoint_and_it_is_said(
+    server: Server, whole: Path, file: str
+) -> None:
     before = runs(server)
-    code, output = server.run("test", "--ckpt_path", str(whole), "--model.init_args.lr", "0.5")
+    given = ("--ckpt_path", str(whole / file), "--model.init_args.lr", "0.5")
+    code, output = server.run("test", *given)
     assert code == 0, output
     assert "warning: model.init_args.lr is 0.5 here and was 0.01 in" in output
     [folder] = runs(server) - before
