@@ -74,7 +74,7 @@ def context_figure(nats: NDArray, counts: NDArray) -> Figure:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     bits = sums[used] / number[used] / np.log(2)
-    axes.plot(np.maximum(starts, 1)[used], bits, marker="o", markersize=3, color=_INK)
+    axes.plot(starts[used] + 1, bits, marker="o", markersize=3, color=_INK)
     axes.axhline(2, color=_PALE, linestyle="--", label="uniform over A, C, G, T")
     mean = nats.sum() / max(counts.sum(), 1) / np.log(2)
     axes.axhline(mean, color=_INK, linestyle=":", label=f"mean {mean:.3f}")
