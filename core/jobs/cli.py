@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import re
-import shlex
 import sys
 import traceback
 import warnings
@@ -43,6 +42,7 @@ def run(domain: str, arguments: Sequence[str]) -> int:
     # Lightning's use of torch, about which a user can do nothing.
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`")
     if not debug:
+        warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
         for name in ("lightning.pytorch", "lightning.fabric", "alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.WARNING)
     try:
@@ -379,11 +379,8 @@ class JobCLI(LightningCLI):
         values = "  ".join(f"{k} {float(v):.4g}" for k, v in sorted(metrics.items()))
         shown = [f"{self.command} done" + (f": {values}" if values else ""), *lines]
         if self.folder is not None:
-            uri = self.folder.run.tracking_uri
-            local = uri.startswith("sqlite:")
             shown.append(f"run folder: {self.folder.path}")
-            see = f"mlflow ui --backend-store-uri {shlex.quote(uri)}" if local else uri
-            shown.append(f"see it: {see}")
+            shown.append(f"see it: {tracking.where_to_look(self.folder.run)}")
         sys.stdout.write("\n".join(shown) + "\n")
 
 

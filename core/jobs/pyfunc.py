@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -53,14 +54,16 @@ def log_predictor(
     inputs = Schema([ColSpec(kind, column) for column, kind in datamodule.input_columns.items()])
     outputs = None if example is None else _schema(Predictor(task, datamodule)(example))
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_model(task, str(Path(folder) / "model.safetensors"))
+        served = Path(folder) / "predictor"
+        served.mkdir()
+        (served / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        save_model(task, str(served / "model.safetensors"))
         with _in_run(run_id):
             return mlflow.pyfunc.log_model(
                 name="predictor",
                 python_model=str(Path(__file__).with_name("served.py")),
-                artifacts={"predictor": folder},
-                code_paths=code_paths(config),
+                artifacts={"predictor": str(served)},
+                code_paths=_without_samples(code_paths(config), Path(folder) / "code"),
                 pip_requirements=requirements(config),
                 signature=ModelSignature(inputs=inputs, outputs=outputs),
                 input_example=None if example is None else pd.DataFrame(list(example)),
@@ -141,6 +144,18 @@ def code_paths(config: Mapping[str, Any]) -> list[str]:
             origin = Path(spec.origin)
             paths.append(str(origin.parent if origin.name == "__init__.py" else origin))
     return paths
+
+
+def _without_samples(paths: Sequence[str], folder: Path) -> list[str]:
+    """Copies of ``paths`` in ``folder``, without sample data and compiled files."""
+    folder.mkdir()
+    for path in map(Path, paths):
+        if path.is_dir():
+            left_out = shutil.ignore_patterns("samples", "__pycache__")
+            shutil.copytree(path, folder / path.name, ignore=left_out)
+        else:
+            shutil.copy(path, folder)
+    return [str(copy) for copy in sorted(folder.iterdir())]
 
 
 def _class_paths(value: Any) -> Iterator[str]:

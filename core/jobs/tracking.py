@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
     from core.jobs.data import RecordDataModule
+    from core.jobs.runs import Run
 
 log = logging.getLogger(__name__)
 
@@ -219,7 +221,8 @@ class RunLogger(MLFlowLogger):
 def create_run(
     uri: str, experiment: str, name: str, tags: Mapping[str, str], artifacts: Path
 ) -> str:
-    """A new run's id. Without a server, artifacts go to the folder ``artifacts``."""
+    """A new run's id. Without a server, artifacts go to the folder ``artifacts``. The run of
+    ``mlflow run``, if that is what started this process, becomes its parent."""
     from mlflow.tracking import MlflowClient
 
     local = uri.startswith("sqlite:")
@@ -237,7 +240,20 @@ def create_run(
     else:
         location = (artifacts / experiment).resolve().as_uri() if local else None
         experiment_id = client.create_experiment(experiment, artifact_location=location)
-    return client.create_run(experiment_id, tags=dict(tags), run_name=name).info.run_id
+    launcher = os.environ.get("MLFLOW_RUN_ID")
+    tags = {**tags, **({PARENT_RUN: launcher} if launcher else {})}
+    return client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
+
+
+def where_to_look(run: Run) -> str:
+    """The page of a run on its server, or the command that shows the runs of a local file."""
+    from mlflow.tracking import MlflowClient
+
+    uri = run.tracking_uri
+    if not uri.startswith("http"):
+        return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+    experiment = MlflowClient(uri).get_run(run.run_id).info.experiment_id
+    return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run.run_id}"
 
 
 def sweep(uri: str, domain: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,13 @@ from genomics.data.tokenizers import PAD
 
 @dataclass(frozen=True)
 class Example:
-    """One record: ids (length,) and, where known, its class."""
+    """One record: ids (length,) and, where known, its class and what its prediction's row repeats
+    of it, by column."""
 
     id: str
     tokens: NDArray[np.integer]
     label: int | None = None
+    columns: Mapping[str, Any] | None = None
 
 
 def pad_tokens(rows: Sequence[NDArray[np.integer]]) -> tuple[Tensor, Sequences | None]:
@@ -37,12 +39,16 @@ def pad_tokens(rows: Sequence[NDArray[np.integer]]) -> tuple[Tensor, Sequences |
 
 
 def collate_examples(examples: Sequence[Example]) -> dict[str, Any]:
-    """``id``, ``tokens`` (batch, longest), ``sequences``, and ``label`` where all have one."""
+    """``id``, ``tokens`` (batch, longest), ``sequences``, ``columns`` to carry into predictions,
+    and ``label`` where all have one."""
     tokens, sequences = pad_tokens([e.tokens for e in examples])
     batch: dict[str, Any] = {
         "id": [e.id for e in examples],
         "tokens": tokens,
         "sequences": sequences,
+        "columns": {
+            name: [(e.columns or {})[name] for e in examples] for name in examples[0].columns or {}
+        },
     }
     labels = [e.label for e in examples if e.label is not None]
     if len(labels) == len(examples):

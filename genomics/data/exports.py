@@ -1,4 +1,4 @@
-"""Predictions about variants as VCF, BED or bedGraph."""
+"""Predictions about variants as VCF, BED or bedGraph, about regions as BED or bedGraph."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from core.jobs.shards import load_predictions
 from genomics.data.files import replacing, writing
 from genomics.data.vcf import VcfAlleles, write_scores
 
-_PLACE = ("id", "chrom", "start", "ref", "alt", "reason")
+_PLACE = ("record", "id", "chrom", "start", "end", "strand", "ref", "alt", "reason")
 _BATCH = 50_000
 
 
@@ -31,11 +31,8 @@ def export_variants(
     if the rows are not the alleles of ``vcf``.
     """
     table, target = load_predictions(Path(dataset)), Path(target)
-    columns = [name for name, kind in table.collect_schema().items() if kind.is_numeric()]
-    scores = [name for name in columns if name not in _PLACE]
-    if not scores:
-        raise UsageError(f"{dataset}: there is no column of numbers to export")
-    ending = target.name.removesuffix(".gz").removesuffix(".bgz").rsplit(".", 1)[-1]
+    scores = _scores(table, dataset)
+    ending = _ending(target)
     if ending == "vcf":
         _export_vcf(table, scores, Path(vcf), target)
     elif ending == "bed":
@@ -47,6 +44,38 @@ def export_variants(
         write_bedgraph(_strongest(strongest), target)
     else:
         raise UsageError(f"{target}: predictions are exported to .vcf, .bed or .bedgraph")
+
+
+def export_regions(dataset: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Write finished predictions, one row a region, as ``.bed`` with every column of numbers or
+    ``.bedgraph`` of the last one, with ``.gz`` or ``.bgz`` for BGZF.
+
+    The rows hold ``id``, ``chrom``, ``start`` (0-based), ``end``, ``strand`` and numbers; those
+    without a place (a reason instead) are left out. Raises UsageError for another ending, no
+    finished predictions or no number in them; DataError if a bedGraph's regions overlap.
+    """
+    table, target = load_predictions(Path(dataset)), Path(target)
+    scores = _scores(table, dataset)
+    known = table.filter(pl.col("start").is_not_null())
+    if _ending(target) == "bed":
+        names = ("chrom", "start", "end", pl.col("id").alias("name"))
+        write_bed(known.select(*names, pl.lit(".").alias("score"), "strand", *scores), target)
+    elif _ending(target) == "bedgraph":
+        write_bedgraph(known.select("chrom", "start", "end", scores[-1]), target)
+    else:
+        raise UsageError(f"{target}: predictions are exported to .bed or .bedgraph")
+
+
+def _scores(table: pl.LazyFrame, dataset: str | os.PathLike[str]) -> list[str]:
+    columns = [name for name, kind in table.collect_schema().items() if kind.is_numeric()]
+    scores = [name for name in columns if name not in _PLACE]
+    if not scores:
+        raise UsageError(f"{dataset}: there is no column of numbers to export")
+    return scores
+
+
+def _ending(target: Path) -> str:
+    return target.name.removesuffix(".gz").removesuffix(".bgz").rsplit(".", 1)[-1]
 
 
 def _export_vcf(table: pl.LazyFrame, scores: list[str], vcf: Path, target: Path) -> None:

@@ -17,6 +17,7 @@ from pysam.utils import SamtoolsError
 
 from core.jobs.errors import DataError
 from genomics.data.files import cached_name, read_lines, replacing, uncompressed
+from genomics.data.genbank import as_fasta, is_genbank
 
 _LINE_ENDS = b"\r\n"
 
@@ -36,10 +37,11 @@ class _Entry(NamedTuple):
 
 
 class Genome:
-    """Random access by 0-based half-open coordinates to a FASTA file.
+    """Random access by 0-based half-open coordinates to a FASTA or GenBank file.
 
     The file is memory-mapped, so that the worker processes of a machine share one copy. A gzip or
-    BGZF file is inflated once into the cache. The index (``.fai``) lies beside the file, or in the
+    BGZF file is inflated once into the cache, a GenBank file (.gb, .gbk, .gbff) written there as
+    FASTA. The index (``.fai``) lies beside the file, or in the
     cache where the folder cannot be written. Instances can be pickled and forked.
 
     Raises DataError if the file is missing, empty, truncated, not FASTA or has two sequences of
@@ -51,7 +53,7 @@ class Genome:
         self._open()
 
     def _open(self) -> None:
-        plain = uncompressed(self.path)
+        plain = as_fasta(self.path) if is_genbank(self.path) else uncompressed(self.path)
         self._map = _map(plain)
         index = _index_file(self.path, plain)
         self._entries = _read_index(index, self.path)

@@ -28,6 +28,7 @@ class Dataset:
 
 _VT = "usr/share/doc/vt/examples"
 _HISAT = "usr/share/doc/hisat2/examples/reference"
+_GENBANK = "usr/share/doc/python-biopython-doc/Tests/GenBank"
 _DM3 = "usr/lib/R/site-library/Biostrings/extdata"
 
 DATASETS = {
@@ -58,6 +59,15 @@ DATASETS = {
         {
             f"{_DM3}/dm3_upstream2000.fa.gz": (
                 "78076ae22e0084cfb4d6775b000ed9d8fadcefe2469aacce76b78f5a427a08f4"
+            )
+        },
+    ),
+    "chloroplast": Dataset(
+        "python-biopython-doc",
+        "chloroplast of Arabidopsis thaliana, 154 kb with its features, GenBank",
+        {
+            f"{_GENBANK}/NC_000932.gb.gz": (
+                "db062285e2e4c9d40427b9c8199b1fda9e8ec194fb80ec02ea73705b8627383f"
             )
         },
     ),

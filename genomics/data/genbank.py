@@ -6,6 +6,7 @@ import io
 import os
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from Bio import BiopythonParserWarning, SeqIO
@@ -13,8 +14,11 @@ from Bio.SeqFeature import SeqFeature, SimpleLocation
 from Bio.SeqRecord import SeqRecord
 
 from core.jobs.errors import DataError
-from genomics.data.files import read_lines
+from genomics.data.files import cached_name, existing_file, read_lines, replacing
 from genomics.data.gff import Feature
+
+_ENDINGS = (".gb", ".gbk", ".gbff", ".genbank")
+_LINE = 60
 
 
 class GenBankRecord(NamedTuple):
@@ -23,6 +27,23 @@ class GenBankRecord(NamedTuple):
     id: str
     sequence: str
     features: list[Feature]
+
+
+def is_genbank(path: Path) -> bool:
+    """By its name, compressed or not."""
+    return path.name.lower().removesuffix(".gz").removesuffix(".bgz").endswith(_ENDINGS)
+
+
+def as_fasta(path: Path) -> Path:
+    """The sequences of a GenBank file as FASTA in the cache, made on first use."""
+    target = cached_name(existing_file(path), ".fa")
+    if not target.exists():
+        with replacing(target) as part, part.open("w") as file:
+            for record in read_genbank(path):
+                file.write(f">{record.id}\n")
+                for start in range(0, len(record.sequence), _LINE):
+                    file.write(record.sequence[start : start + _LINE] + "\n")
+    return target
 
 
 def read_genbank(path: str | os.PathLike[str]) -> Iterator[GenBankRecord]:

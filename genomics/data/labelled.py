@@ -21,66 +21,39 @@ from genomics.data.tokenizers import NucleotideTokenizer
 _FASTA = (".fa", ".fasta", ".fna", ".fa.gz", ".fasta.gz", ".fna.gz", ".fa.bgz", ".fasta.bgz")
 
 
-class LabelledSequences(RecordDataModule):
-    """Classification data: a table (CSV, TSV, Parquet; may be gzipped) of sequences.
+class LabelledExamples(RecordDataModule):
+    """Examples with classes in three splits, and how the loaders hand them out.
 
-    Columns ``id``, ``sequence``, ``label`` (classes numbered from 0) and ``split`` (train, val,
-    test). Sequences that stand in two splits, on either strand, are refused. ``predict_path`` names
-    what ``predict`` reads: FASTA, or a table with ``id`` and ``sequence``; without it, the test
-    split. ``reverse_complement`` adds the opposite strand of every training sequence.
-    ``soft_masked`` says what lower case means: ``keep`` (as upper case) or ``mask`` (as N).
-    ``max_length`` skips longer records, with the reason, when predicting and refuses them in
-    training.
+    ``reverse_complement`` adds the opposite strand of every training example; ``soft_masked`` says
+    what lower case means: ``keep`` (as upper case) or ``mask`` (as N).
     """
-
-    input_columns = {"id": "string", "sequence": "string"}  # noqa: RUF012  # read only
-    exports = ()
 
     def __init__(
         self,
-        path: str | None = None,
-        predict_path: str | None = None,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        reverse_complement: bool = False,
-        soft_masked: Literal["keep", "mask"] = "keep",
-        max_length: int | None = None,
+        batch_size: int,
+        num_workers: int,
+        reverse_complement: bool,
+        soft_masked: Literal["keep", "mask"],
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers)
-        self.path = None if path is None else Path(path)
-        self.predict_path = None if predict_path is None else Path(predict_path)
         self.reverse_complement = reverse_complement
-        self.max_length = max_length
         self.tokenizer = NucleotideTokenizer(soft_masked=soft_masked)
-        self._splits: dict[str, list[Example]] = {}
+        self.splits: dict[str, list[Example]] = {}
+
+    def read_splits(self, stage: str) -> dict[str, list[Example]]:
+        """The examples of train, val and test; UsageError if no file was named for ``stage``."""
+        raise NotImplementedError
 
     def setup(self, stage: str) -> None:
-        if stage == "predict" or self._splits:
-            return
-        if self.path is None:
-            raise UsageError(f"{stage} needs data.path, a table with id, sequence, label and split")
-        table = read_sequence_table(self.path, {"id", "sequence", "label", "split"})
-        splits = {name[0]: part for name, part in table.group_by("split", maintain_order=True)}
-        unknown = sorted(set(splits) - {"train", "val", "test"})
-        if unknown:
-            raise DataError(f"{self.path}: split {unknown[0]!r} is none of train, val, test")
-        check_splits({str(k): v["sequence"].to_list() for k, v in splits.items()})
-        self._splits = {str(k): list(self._examples(v)) for k, v in splits.items()}
-
-    def _examples(self, table: pl.DataFrame) -> Iterator[Example]:
-        for name, sequence, label in table.select("id", "sequence", "label").iter_rows():
-            where = f"{self.path}: record {name}"
-            if self.max_length is not None and len(sequence) > self.max_length:
-                raise DataError(
-                    f"{where}: {len(sequence)} bases, more than max_length={self.max_length}"
-                )
-            yield Example(name, self.tokenizer.encode(sequence, where), int(label))
+        if stage != "predict" and not self.splits:
+            self.splits = self.read_splits(stage)
 
     def split(self, name: str) -> list[Example]:
         """The examples of a split; DataError if there are none."""
-        if not self._splits.get(name):
-            raise DataError(f"{self.path}: no records of split {name!r}")
-        return self._splits[name]
+        if not self.splits.get(name):
+            files = ", ".join(map(str, self.digest_files()))
+            raise DataError(f"{files}: no records of split {name!r}")
+        return self.splits[name]
 
     def train_dataloader(self) -> DataLoader:
         examples: list[Example] = self.split("train")
@@ -108,6 +81,58 @@ class LabelledSequences(RecordDataModule):
             collate_fn=collate_examples,
         )
 
+    def collate(self, examples: list[Any]) -> dict[str, Any]:
+        return collate_examples(examples)
+
+
+class LabelledSequences(LabelledExamples):
+    """Classification data: a table (CSV, TSV, Parquet; may be gzipped) of sequences.
+
+    Columns ``id``, ``sequence``, ``label`` (classes numbered from 0) and ``split`` (train, val,
+    test). Sequences that stand in two splits, on either strand, are refused. ``predict_path`` names
+    what ``predict`` reads: FASTA, or a table with ``id`` and ``sequence``; without it, the test
+    split. ``max_length`` skips longer records, with the reason, when predicting and refuses them in
+    training. The other keys are those of ``LabelledExamples``.
+    """
+
+    input_columns = {"id": "string", "sequence": "string"}  # noqa: RUF012  # read only
+    exports = ()
+
+    def __init__(
+        self,
+        path: str | None = None,
+        predict_path: str | None = None,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        reverse_complement: bool = False,
+        soft_masked: Literal["keep", "mask"] = "keep",
+        max_length: int | None = None,
+    ) -> None:
+        super().__init__(batch_size, num_workers, reverse_complement, soft_masked)
+        self.path = None if path is None else Path(path)
+        self.predict_path = None if predict_path is None else Path(predict_path)
+        self.max_length = max_length
+
+    def read_splits(self, stage: str) -> dict[str, list[Example]]:
+        if self.path is None:
+            raise UsageError(f"{stage} needs data.path, a table with id, sequence, label and split")
+        table = read_sequence_table(self.path, {"id", "sequence", "label", "split"})
+        splits = {name[0]: part for name, part in table.group_by("split", maintain_order=True)}
+        unknown = sorted(set(splits) - {"train", "val", "test"})
+        if unknown:
+            raise DataError(f"{self.path}: split {unknown[0]!r} is none of train, val, test")
+        check_splits({str(k): v["sequence"].to_list() for k, v in splits.items()})
+        return {str(k): list(self._examples(v)) for k, v in splits.items()}
+
+    def _examples(self, table: pl.DataFrame) -> Iterator[Example]:
+        for name, sequence, label in table.select("id", "sequence", "label").iter_rows():
+            where = f"{self.path}: record {name}"
+            if self.max_length is not None and len(sequence) > self.max_length:
+                raise DataError(
+                    f"{where}: {len(sequence)} bases, more than max_length={self.max_length}"
+                )
+            yield Example(name, self.tokenizer.encode(sequence, where), int(label))
+
     def predict_records(self) -> Sequence[Record]:
         if self.predict_path is not None and self.predict_path.name.endswith(_FASTA):
             return FastaRecords(self.predict_path)
@@ -127,9 +152,6 @@ class LabelledSequences(RecordDataModule):
         if self.max_length is not None and len(sequence) > self.max_length:
             raise SkipRecord(f"{len(sequence)} bases, more than max_length={self.max_length}")
         return Example(str(record["id"]), self.tokenizer.encode(sequence, f"record {record['id']}"))
-
-    def collate(self, examples: list[Example]) -> dict[str, Any]:
-        return collate_examples(examples)
 
     def digest_files(self) -> list[Path]:
         return [p for p in (self.path, self.predict_path) if p is not None and p.is_file()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from itertools import groupby
@@ -153,6 +154,7 @@ def main(arguments: list[str]) -> int:
         write_promoters(folder / "promoters.tsv.gz")
         sequence = write_chr22(folder / f"{CHROM}.fa.gz")
         write_variants(sequence, folder / f"{CHROM}.vcf.gz")
+        shutil.copyfile(fetch("chloroplast")["NC_000932.gb.gz"], folder / "NC_000932.gb.gz")
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return error.code

@@ -115,9 +115,10 @@ class SequenceClassification(DnaTask):
         self._finish(self.test_scores, "test")
 
     def predict_step(self, batch: dict[str, Any], *_: Any) -> dict[str, Any]:
-        """Columns id, prediction and one probability a class."""
+        """Columns id, those carried over, prediction and one probability a class."""
         probabilities = self(batch).float().softmax(-1)
-        columns: dict[str, Any] = {"id": batch["id"], "prediction": probabilities.argmax(-1)}
+        columns: dict[str, Any] = {"id": batch["id"], **batch["columns"]}
+        columns["prediction"] = probabilities.argmax(-1)
         for k in range(probabilities.shape[1]):
             columns[f"probability_{k}"] = probabilities[:, k].double()
         return columns

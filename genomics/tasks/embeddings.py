@@ -33,7 +33,7 @@ class Embeddings(DnaTask):
         self._drawn: list[Any] = []
 
     def predict_step(self, batch: dict[str, Any], *_: Any) -> dict[str, Any]:
-        """Columns id and embedding: a list of floats, or a list of them a position."""
+        """Columns id, those carried over, and embedding: floats, or a list of them a position."""
         tokens, sequences = batch["tokens"], batch["sequences"]
         encoder = encoder_of(self.model)
         features = encoder.embed(tokens, sequences).float()
@@ -42,14 +42,14 @@ class Embeddings(DnaTask):
             if sequences is not None:
                 lengths = sequences.real.sum(1).tolist()
             rows = [f[:n].tolist() for f, n in zip(features, lengths, strict=True)]
-            return {"id": batch["id"], "embedding": rows}
+            return {"id": batch["id"], **batch["columns"], "embedding": rows}
         pooled = pool(features, self.pooling, sequences)
         if self.average_strands:
             turned = encoder.embed(opposite_strand(tokens, sequences), sequences).float()
             pooled = (pooled + pool(turned, self.pooling, sequences)) / 2
         if len(self._drawn) * len(tokens) < _DRAWN:
             self._drawn.append(pooled.cpu().numpy())
-        return {"id": batch["id"], "embedding": pooled}
+        return {"id": batch["id"], **batch["columns"], "embedding": pooled}
 
     def on_predict_epoch_end(self) -> None:
         if self._drawn and self.trainer.is_global_zero:

@@ -79,8 +79,11 @@ def genomics(uri: str, root: Path, *arguments: str) -> Path:
         env={**os.environ, "MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1"},
     )
     assert ended.returncode == 0, ended.stderr
-    assert f"see it: {uri}" in ended.stdout.splitlines()
     [folder] = [line for line in ended.stdout.splitlines() if line.startswith("run folder: ")]
+    made = json.loads((Path(folder.removeprefix("run folder: ")) / "run.json").read_text())
+    experiment = mlflow.MlflowClient().get_run(made["run_id"]).info.experiment_id
+    page = f"{uri}/#/experiments/{experiment}/runs/{made['run_id']}"
+    assert f"see it: {page}" in ended.stdout.splitlines()
     return Path(folder.removeprefix("run folder: "))
 
 
@@ -172,6 +175,9 @@ def test_registered_model_gives_the_batch_jobs_rows(
     with warnings.catch_warnings():  # the model's code is this checkout, which is imported already
         warnings.simplefilter("ignore")
         model = mlflow.pyfunc.load_model(f"models:/{MODEL}@champion")
+    code = Path(mlflow.artifacts.download_artifacts(version.source)) / "code" / "genomics"
+    assert (code / "__main__.py").is_file()
+    assert not (code / "samples").exists()
     served = pl.from_pandas(model.predict(records))
     assert len(table) > 3000
     assert served["id"].to_list() == table["id"].to_list()
@@ -204,3 +210,5 @@ def test_mlproject_entry_point_runs(uri: str, tmp_path: Path) -> None:
     assert made.info.start_time > started
     assert made.data.params["trainer.max_steps"] == "2"
     assert "val/auroc" in made.data.metrics
+    launcher = client.get_run(made.data.tags["mlflow.parentRunId"])
+    assert launcher.data.tags["mlflow.project.entryPoint"] == "genomics_fit"
