@@ -86,6 +86,9 @@ def main(domain: str, about: str, argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: unknown command '{command}'{hint}\n")
         return USAGE
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # ours says it once
+    if "--debug" not in arguments:
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     signals.install()
     try:
         from core.jobs.cli import run

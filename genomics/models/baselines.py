@@ -60,11 +60,14 @@ def kmer_frequencies(sequences: Sequence[str], k: int) -> NDArray[np.float32]:
 
 
 def fit_kmer_logistic_regression(sequences: Sequence[str], labels: Sequence[int], k: int) -> Any:
-    """scikit-learn pipeline: standardised k-mer shares into an L2 logistic regression."""
+    """scikit-learn pipeline: standardised k-mer shares into an L2 logistic regression.
+
+    C is the best of 1e-4 to 0.1 on the validation arm of the promoters.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=1e-3, max_iter=500))
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=3e-4, max_iter=500))
     model.fit(kmer_frequencies(sequences, k), labels)
     return model

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from core.backbone import MLP, Backbone, LanguageModel, scale_residual_init
 from core.jobs.errors import UsageError
+from core.jobs.runs import find_checkpoint
+from core.jobs.weights import read_checkpoint
 from core.mixers import Hyena
 from genomics.data.tokenizers import BASES, FIRST_BASE
 
@@ -19,8 +20,9 @@ class HyenaDNA(LanguageModel):
 
     Not causal (``causal=False``) gives the bidirectional encoder of the paper's classifiers trained
     from scratch. ``shift`` is the floor under the filter's decay: 0.05 in the authors' released
-    inference code, 0.0 in their training code. ``pretrained`` reads weights in the published
-    layout (``.ckpt`` or ``.safetensors``).
+    inference code, 0.0 in their training code. ``taps`` is the length of Hyena's short filters, 3
+    in the paper. ``pretrained`` reads weights: the published layout (``.ckpt`` or
+    ``.safetensors``), or a run folder or ``.ckpt`` of ours, whatever its task was.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class HyenaDNA(LanguageModel):
         *,
         causal: bool = True,
         order: int = 2,
+        taps: int = 3,
         expand: float = 4.0,
         filter_width: int = 64,
         frequency: float = 10.0,
@@ -46,6 +49,7 @@ class HyenaDNA(LanguageModel):
                 causal,
                 max_length=max_length,
                 order=order,
+                taps=taps,
                 filter_width=filter_width,
                 frequency=frequency,
                 shift=shift,
@@ -67,7 +71,7 @@ class HyenaDNA(LanguageModel):
         scale_residual_init(backbone)
         self.max_length, self.causal = max_length, causal
         if pretrained is not None:
-            load_published(self, Path(pretrained))
+            load_pretrained(self, Path(pretrained))
 
 
 # Published name -> ours, within one layer. Blocks 2i and 2i + 1 are the Hyena and MLP of layer i.
@@ -129,19 +133,24 @@ def _within_layer(layer: int, inner: str, key: str) -> str:
     )
 
 
-def load_published(model: HyenaDNA, path: Path) -> None:
-    """Weights of a published checkpoint into ``model``; UsageError names what does not fit."""
-    if not path.exists():
-        raise UsageError(f"checkpoint {path} does not exist; give a .ckpt or .safetensors file")
-    if path.suffix == ".safetensors":
+def load_pretrained(model: HyenaDNA, path: Path) -> None:
+    """Weights of a published checkpoint, or of a run of ours, into ``model``.
+
+    Raises UsageError naming what does not fit.
+    """
+    if path.suffix == ".safetensors" and path.is_file():
         from safetensors.torch import load_file
 
         raw = load_file(path)
     else:
-        raw = torch.load(path, map_location="cpu", weights_only=True)
-        raw = raw.get("state_dict", raw)
-    converted = convert_published(raw)
+        path, _ = find_checkpoint(path)
+        raw = read_checkpoint(path)["state_dict"]
     expected = model.state_dict()
+    ours = {k.removeprefix("model."): v for k, v in raw.items() if k.startswith("model.")}
+    if any(key.startswith("backbone.blocks.") for key in ours):
+        converted = ours
+    else:
+        converted = convert_published(raw)
     missing = sorted(set(expected) - set(converted))
     if missing:
         raise UsageError(
@@ -152,6 +161,6 @@ def load_published(model: HyenaDNA, path: Path) -> None:
             have = tuple(expected[key].shape) if key in expected else "nothing"
             raise UsageError(
                 f"checkpoint {path}: {key} is {tuple(value.shape)}, the model has {have}; "
-                "set width, layers and max_length as in its config.json"
+                "set width, layers and max_length as it was trained with"
             )
     model.load_state_dict(converted)

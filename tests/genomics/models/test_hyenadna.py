@@ -13,6 +13,7 @@ from core.jobs.errors import UsageError
 from core.sequences import Sequences
 from genomics.models import HyenaDNA
 from genomics.models.hyenadna import convert_published
+from genomics.tasks import Pretraining
 
 FIXTURES = sorted((Path(__file__).parent / "fixtures").glob("official_*.safetensors"))
 
@@ -67,6 +68,20 @@ def test_a_torch_checkpoint_loads(tmp_path: Path) -> None:
     tokens, hidden = cases(FIXTURES[0])[0]
     with torch.no_grad():
         torch.testing.assert_close(model.embed(tokens), hidden, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_of_a_run_of_ours_load(tmp_path: Path) -> None:
+    """From a pretraining task into a classifier: its head is not the model's business."""
+    torch.manual_seed(0)
+    trained = Pretraining(HyenaDNA(16, 2, 64))
+    state = {**trained.state_dict(), "head.weight": torch.zeros(2, 16)}
+    torch.save({"state_dict": state}, tmp_path / "best.ckpt")
+    torch.manual_seed(1)
+    loaded = HyenaDNA(16, 2, 64, pretrained=str(tmp_path / "best.ckpt")).state_dict()
+    for name, value in trained.model.state_dict().items():
+        assert torch.equal(loaded[name], value), name
+    with pytest.raises(UsageError, match="set width, layers and max_length"):
+        HyenaDNA(16, 2, 32, pretrained=str(tmp_path / "best.ckpt"))
 
 
 @pytest.mark.parametrize(
