@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+
+
+@dataclass
+class Optimisation:
+    """AdamW's settings; ``warmup`` is a share of all steps."""
+
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    warmup: float = 0.05
 
 
 def adamw(

@@ -18,6 +18,7 @@ import rich.progress
 from rich.console import Console
 
 from core.jobs.errors import DataError
+from core.jobs.tables import existing_file
 
 _BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 
@@ -63,20 +64,6 @@ def writing(path: Path, packed: bool) -> Iterator[IO[bytes]]:
     else:
         with path.open("wb") as plain:
             yield plain
-
-
-def existing_file(path: str | os.PathLike[str]) -> Path:
-    """``path`` as a Path. Raises DataError if it is missing, a folder, unreadable or empty."""
-    found = Path(path)
-    if not found.exists():
-        raise DataError(f"{found}: no such file")
-    if not found.is_file():
-        raise DataError(f"{found}: not a regular file")
-    if not os.access(found, os.R_OK):
-        raise DataError(f"{found}: permission denied")
-    if found.stat().st_size == 0:
-        raise DataError(f"{found}: the file is empty")
-    return found
 
 
 def is_gzip(path: Path) -> bool:

@@ -14,7 +14,8 @@ from Bio.SeqFeature import SeqFeature, SimpleLocation
 from Bio.SeqRecord import SeqRecord
 
 from core.jobs.errors import DataError
-from genomics.data.files import cached_name, existing_file, read_lines, replacing
+from core.jobs.tables import existing_file
+from genomics.data.files import cached_name, read_lines, replacing
 from genomics.data.gff import Feature
 
 _ENDINGS = (".gb", ".gbk", ".gbff", ".genbank")

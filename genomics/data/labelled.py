@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 from core.jobs.data import Record, RecordDataModule, SkipRecord
 from core.jobs.errors import DataError, UsageError
 from core.jobs.loader import ResumableLoader
+from core.jobs.tables import read_table
 from genomics.data.batches import Example, collate_examples
 from genomics.data.fasta import FastaRecords
-from genomics.data.files import existing_file
 from genomics.data.splits import check_splits
 from genomics.data.tokenizers import NucleotideTokenizer
 
@@ -158,28 +158,12 @@ class LabelledSequences(LabelledExamples):
 
 
 def read_sequence_table(path: Path, columns: Iterable[str]) -> pl.DataFrame:
-    """A CSV, TSV or Parquet table; DataError names a missing column, a null or an empty file."""
-    existing_file(path)
-    kind = path.name.removesuffix(".gz").rsplit(".", 1)[-1].lower()
-    try:
-        if kind == "parquet":
-            table = pl.read_parquet(path)
-        elif kind in ("csv", "tsv", "txt"):
-            table = pl.read_csv(path, separator="," if kind == "csv" else "\t", infer_schema=False)
-        else:
-            raise UsageError(f"{path}: give a .csv, .tsv or .parquet table, or FASTA to predict")
-    except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path}: cannot be read as a {kind} table: {reason}") from error
-    missing = sorted(set(columns) - set(table.columns))
-    if missing:
-        raise DataError(f"{path}: no column {missing[0]!r}; it has {', '.join(table.columns[:8])}")
+    """A table with at least ``columns``; DataError names a null, a repeated id or a bad label."""
+    table = read_table(path, columns)
     for column in columns:
         if table[column].null_count():
             row = int(table[column].is_null().arg_max() or 0)
             raise DataError(f"{path}: row {row + 1} has no {column}")
-    if table.is_empty():
-        raise DataError(f"{path}: the table has no rows")
     twice = table["id"].is_duplicated()
     if twice.any():
         name = table["id"][int(twice.arg_max() or 0)]

@@ -1,6 +1,6 @@
 """One LightningModule a question."""
 
-from genomics.tasks.base import Optimisation
+from core.jobs.optim import Optimisation
 from genomics.tasks.classification import SequenceClassification
 from genomics.tasks.embeddings import Embeddings
 from genomics.tasks.pretraining import Pretraining

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
 import lightning as L
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from core.jobs.errors import UsageError
-from core.jobs.optim import adamw
+from core.jobs.optim import Optimisation, adamw
 from core.sequences import Sequences
 from genomics.data.tokenizers import NucleotideTokenizer
 
@@ -33,15 +32,6 @@ def encoder_of(model: nn.Module) -> Encoder:
             "take a model with embed, such as genomics.models.HyenaDNA"
         )
     return cast(Encoder, model)
-
-
-@dataclass
-class Optimisation:
-    """AdamW's settings; ``warmup`` is a share of all steps."""
-
-    lr: float = 1e-3
-    weight_decay: float = 0.1
-    warmup: float = 0.05
 
 
 class DnaTask(L.LightningModule):

@@ -14,10 +14,10 @@ from torchmetrics.classification import (
     MatthewsCorrCoef,
 )
 
+from core.jobs.optim import Optimisation
 from core.jobs.tracking import log_figure
 from genomics.tasks.base import (
     DnaTask,
-    Optimisation,
     Pooling,
     encoder_of,
     opposite_strand,

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from torch import nn
 
+from core.jobs.optim import Optimisation
 from core.jobs.tracking import log_figure
-from genomics.tasks.base import DnaTask, Optimisation, encoder_of, opposite_strand, pool
+from genomics.tasks.base import DnaTask, encoder_of, opposite_strand, pool
 from genomics.tasks.figures import embedding_figure
 
 _DRAWN = 5000  # rows kept for the figure

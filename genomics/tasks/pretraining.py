@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from core.jobs.errors import UsageError
+from core.jobs.optim import Optimisation
 from core.jobs.tracking import log_figure
 from core.objectives import (
     IGNORE,
@@ -17,7 +18,7 @@ from core.objectives import (
     token_loss,
 )
 from genomics.data.tokenizers import FIRST_BASE, MASK
-from genomics.tasks.base import DnaTask, Optimisation
+from genomics.tasks.base import DnaTask
 from genomics.tasks.figures import context_figure
 
 _LAST_BASE = FIRST_BASE + 3  # A, C, G, T; N is never a target

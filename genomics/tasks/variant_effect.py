@@ -7,10 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from core.jobs.errors import UsageError
+from core.jobs.optim import Optimisation
 from core.jobs.tracking import log_figure
 from core.objectives import next_token_targets
 from genomics.data.tokenizers import FIRST_BASE
-from genomics.tasks.base import DnaTask, Optimisation, opposite_strand
+from genomics.tasks.base import DnaTask, opposite_strand
 from genomics.tasks.classification import SequenceClassification
 from genomics.tasks.figures import variant_figure
 from genomics.tasks.pretraining import sequence_log_likelihood
