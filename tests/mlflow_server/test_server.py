@@ -43,26 +43,25 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     environment = {**os.environ, "LONGSPAN_MLFLOW_DATA": str(folder / "data")}
-    with (folder / "log").open("w") as log:
+    log = folder / "log"  # a file: a pipe that nobody reads fills, and the server stands still
+    with log.open("w") as written:
         process = subprocess.Popen(
             [str(ROOT / "mlflow" / "start.sh"), "--port", port, "--name", "team.example"],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
+            stdout=written,
+            stderr=written,
             env={**environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         )
-    assert process.stdout is not None
-    lines = iter(process.stdout.readline, "")
-    said = next((line for line in lines if line.startswith("MLflow at ")), "")
-    assert said == f"MLflow at http://127.0.0.1:{port}, data in {folder / 'data'}\n", (
-        folder / "log"
-    ).read_text()
+    said = f"MLflow at http://127.0.0.1:{port}, data in {folder / 'data'}"
+    patience = time.monotonic() + 120
+    while said not in log.read_text().splitlines():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < patience, log.read_text()
+        time.sleep(0.1)
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"http://127.0.0.1:{port}")
     yield f"http://127.0.0.1:{port}"
     mlflow.set_tracking_uri(before)
     process.send_signal(signal.SIGTERM)
-    process.stdout.close()
     assert process.wait(timeout=20) == 0
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", int(port)))
