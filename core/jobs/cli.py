@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -28,7 +29,7 @@ from core.jobs.predictions import PredictionConfig, predict
 from core.jobs.runs import RunFolder
 from core.jobs.signals import Interrupted
 from core.jobs.usage import one_line
-from core.jobs.weights import load_weights, read_checkpoint, weights_version
+from core.jobs.weights import load_data_state, load_weights, read_checkpoint, weights_version
 
 NOT_SAVED = ("config", "resume", "ckpt_path", "predictions")  # of one command, not of the run
 
@@ -154,6 +155,7 @@ class JobCLI(LightningCLI):
             raise UsageError("predict needs --predictions.path FOLDER, where the rows go")
         if options.ckpt_path is not None:
             runs.find_checkpoint(Path(options.ckpt_path))  # before a run is opened for nothing
+        fill_in_facts(options)
         whole = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.command]
         self.settings: dict[str, Any] = {k: v for k, v in whole.items() if k not in NOT_SAVED}
         if options.resume is not None:
@@ -365,6 +367,7 @@ class JobCLI(LightningCLI):
         path, origin = runs.find_checkpoint(Path(given))
         for line in load_weights(self.model, path, self.settings["model"]):
             _warn(line)
+        load_data_state(self.datamodule, path)
         version = (origin.run.model_version if origin else None) or weights_version(path)
         if self.tracker is not None:
             tags = {"model.version": version}
@@ -382,6 +385,26 @@ class JobCLI(LightningCLI):
             shown.append(f"run folder: {self.folder.path}")
             shown.append(f"see it: {tracking.where_to_look(self.folder.run)}")
         sys.stdout.write("\n".join(shown) + "\n")
+
+
+def fill_in_facts(options: Namespace) -> None:
+    """Put the sizes that the data decides in place of the model's zeros, so that the saved
+    configuration builds the model without the data."""
+    zeros = [
+        key
+        for key, value in options.items()
+        if key.startswith("model.") and type(value) is int and value == 0
+    ]
+    if not zeros:
+        return
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    data = parser.instantiate(Namespace(data=options.data)).data
+    facts = data.model_facts() if isinstance(data, RecordDataModule) else {}
+    for key in zeros:
+        name = key.rpartition(".")[2]
+        if name in facts:
+            options[key] = facts[name]
 
 
 @rank_zero_only

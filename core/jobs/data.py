@@ -32,8 +32,11 @@ class RecordDataModule(LightningDataModule):
     on records that come over the wire; open files they need (a genome, say) on first use.
 
     ``input_columns`` names the record's keys and their MLflow types (``string``, ``double``,
-    ``long``, ``boolean``), ``id`` among them; ``exports`` lists the file name endings that
-    ``export`` can write.
+    ``long``, ``boolean``; ``double[][]`` is a list of lists), ``id`` among them; ``exports`` lists
+    the file name endings that ``export`` can write.
+
+    What training settles about the data (a scale, say) goes into ``state_dict``, as plain values:
+    it travels in the checkpoint and in the logged model, and is loaded before ``setup``.
     """
 
     input_columns: Mapping[str, str]
@@ -56,6 +59,11 @@ class RecordDataModule(LightningDataModule):
     def collate(self, examples: list[Any]) -> Any:
         """One batch of at least one example."""
         raise NotImplementedError
+
+    def model_facts(self) -> dict[str, int]:
+        """Sizes that the data decides, such as its number of channels. The command line puts each
+        in place of a 0 that the model's settings have under its name."""
+        return {}
 
     def digest_files(self) -> list[Path]:
         """The files whose content decides the predictions' input, in a fixed order."""

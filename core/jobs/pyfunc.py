@@ -51,12 +51,13 @@ def log_predictor(
     """
     config = {key: dict(config[key]) for key in ("model", "data")}
     build(config)  # What cannot be rebuilt must not be logged.
-    inputs = Schema([ColSpec(kind, column) for column, kind in datamodule.input_columns.items()])
+    inputs = Schema([ColSpec(_input(k), column) for column, k in datamodule.input_columns.items()])
     outputs = None if example is None else _schema(Predictor(task, datamodule)(example))
     with tempfile.TemporaryDirectory() as folder:
         served = Path(folder) / "predictor"
         served.mkdir()
         (served / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (served / "data_state.json").write_text(json.dumps(datamodule.state_dict()) + "\n")
         save_model(task, str(served / "model.safetensors"))
         with _in_run(run_id):
             return mlflow.pyfunc.log_model(
@@ -94,6 +95,9 @@ class PredictorModel(PythonModel):
         folder = Path(context.artifacts["predictor"])
         task, datamodule = build(json.loads((folder / "config.json").read_text()))
         load_model(task, str(folder / "model.safetensors"))
+        state = json.loads((folder / "data_state.json").read_text())
+        if state:
+            datamodule.load_state_dict(state)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.predictor = Predictor(task.to(device), datamodule)
 
@@ -119,6 +123,11 @@ def _schema(table: pa.Table) -> Schema:
     return Schema([ColSpec(_type(f.type), f.name, required=f.name in given) for f in table.schema])
 
 
+def _input(kind: str) -> DataType | Array:
+    """``double[][]`` as MLflow has it."""
+    return Array(_input(kind[:-2])) if kind.endswith("[]") else DataType[kind]
+
+
 def _type(kind: pa.DataType) -> DataType | Array:
     if pa.types.is_list(kind):
         return Array(_type(kind.value_type))
@@ -126,6 +135,8 @@ def _type(kind: pa.DataType) -> DataType | Array:
         return DataType.boolean
     if pa.types.is_integer(kind):
         return DataType.long
+    if pa.types.is_timestamp(kind):
+        return DataType.datetime
     if pa.types.is_floating(kind):
         return DataType.float if kind.bit_width < 64 else DataType.double
     return DataType.string

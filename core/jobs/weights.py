@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from core.jobs.errors import UsageError
@@ -59,6 +59,13 @@ def load_weights(model: LightningModule, path: Path, settings: Mapping[str, Any]
         for key in given
         if key in trained and given[key] != trained[key]
     ]
+
+
+def load_data_state(datamodule: LightningDataModule, path: Path) -> None:
+    """Give ``datamodule`` the state that a data module of its class had in the checkpoint."""
+    state = read_checkpoint(path).get(type(datamodule).__qualname__)
+    if state:
+        datamodule.load_state_dict(state)
 
 
 def _mismatch(model: LightningModule, state: Mapping[str, Any]) -> str:

@@ -9,8 +9,9 @@ from pathlib import Path
 import polars as pl
 
 from core.jobs.errors import DataError, UsageError
+from core.jobs.files import replacing
 from core.jobs.shards import load_predictions
-from genomics.data.files import replacing, writing
+from genomics.data.files import writing
 from genomics.data.vcf import VcfAlleles, write_scores
 
 _PLACE = ("record", "id", "chrom", "start", "end", "strand", "ref", "alt", "reason")

@@ -16,7 +16,8 @@ import pysam
 from pysam.utils import SamtoolsError
 
 from core.jobs.errors import DataError
-from genomics.data.files import cached_name, read_lines, replacing, uncompressed
+from core.jobs.files import cached_name, replacing
+from genomics.data.files import read_lines, uncompressed
 from genomics.data.genbank import as_fasta, is_genbank
 
 _LINE_ENDS = b"\r\n"

@@ -14,8 +14,9 @@ from Bio.SeqFeature import SeqFeature, SimpleLocation
 from Bio.SeqRecord import SeqRecord
 
 from core.jobs.errors import DataError
+from core.jobs.files import cached_name, replacing
 from core.jobs.tables import existing_file
-from genomics.data.files import cached_name, read_lines, replacing
+from genomics.data.files import read_lines
 from genomics.data.gff import Feature
 
 _ENDINGS = (".gb", ".gbk", ".gbff", ".genbank")

@@ -19,9 +19,10 @@ from typing import NamedTuple
 import pysam
 
 from core.jobs.errors import UserError
+from core.jobs.files import replacing
 from genomics.data.fasta import read_fasta
 from genomics.data.fetch import fetch
-from genomics.data.files import read_lines, replacing
+from genomics.data.files import read_lines
 from genomics.data.tokenizers import reverse_complement
 
 WINDOW = 300

@@ -18,7 +18,8 @@ from pathlib import Path
 import pysam
 
 from core.jobs.errors import DataError, UsageError
-from genomics.data.files import open_binary, read_lines, replacing, writing
+from core.jobs.files import replacing
+from genomics.data.files import open_binary, read_lines, writing
 from genomics.data.variants import Variant
 
 _COLUMNS = "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO"

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from core.jobs import fetching
 from core.jobs.errors import DATA, USAGE, DataError
-from genomics.data import fetch as module
+from core.jobs.fetching import Dataset, main
+from genomics.data import make_samples
 from genomics.data.fasta import Genome
-from genomics.data.fetch import DATASETS, Dataset, fetch, main
-from genomics.data.make_samples import main as make_samples
+from genomics.data.fetch import DATASETS, fetch
 from genomics.data.variants import check_ref, normalize
 from genomics.data.vcf import VcfAlleles
 
@@ -51,9 +52,9 @@ def test_a_file_is_fetched_once(
     cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     apt = Apt()
-    monkeypatch.setattr(module, "_run", apt)
+    monkeypatch.setattr(fetching, "_run", apt)
     assert fetch("x")["x.fa"].read_bytes() == CONTENT
-    assert main(["x"]) == 0
+    assert main(["x"], DATASETS) == 0
     assert capsys.readouterr().out == f"{cache}/x/x.fa\n"
     assert apt.calls == ["download", "-x"]
 
@@ -69,7 +70,7 @@ def test_a_file_is_fetched_once(
 def test_what_can_go_wrong(
     cache: Path, apt: Apt, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_run", apt)
+    monkeypatch.setattr(fetching, "_run", apt)
     with pytest.raises(DataError) as caught:
         fetch("x")
     assert expected in str(caught.value)
@@ -80,11 +81,11 @@ def test_without_apt(
     cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("shutil.which", lambda tool: None)
-    assert main(["x"]) == DATA
+    assert main(["x"], DATASETS) == DATA
     assert capsys.readouterr().err == ("apt-get is not on this machine; package x-data needs it\n")
-    assert main(["y"]) == USAGE
+    assert main(["y"], DATASETS) == USAGE
     assert "no dataset 'y'; there are human-chr20" in capsys.readouterr().err
-    assert main([]) == 0
+    assert main([], DATASETS) == 0
     assert "fly-promoters" in capsys.readouterr().out
 
 
@@ -106,9 +107,9 @@ def test_normal_form_is_that_of_vt() -> None:
 
 @pytest.mark.slow
 def test_samples_are_made_again_byte_for_byte(tmp_path: Path) -> None:
-    assert make_samples([str(tmp_path)]) == 0
-    shipped = Path(module.__file__).parents[1] / "samples"
+    assert make_samples.main([str(tmp_path)]) == 0
+    shipped = Path(make_samples.__file__).parents[1] / "samples"
     made = list(tmp_path.iterdir())
-    assert len(made) == 4
+    assert len(made) == 5
     for file in made:
         assert file.read_bytes() == (shipped / file.name).read_bytes()
