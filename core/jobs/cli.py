@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import re
 import sys
@@ -36,8 +37,9 @@ NOT_SAVED = ("config", "resume", "ckpt_path", "predictions")  # of one command, 
 PREDICTION_KEYS = [f"predictions.{field.name}" for field in fields(PredictionConfig)]
 
 
-def run(domain: str, arguments: Sequence[str]) -> int:
-    """One command; its exit code. Errors become one line on stderr."""
+def run(domain: str, arguments: Sequence[str], function: str | None = None) -> int:
+    """One command; its exit code. Errors become one line on stderr. ``function`` (``module:name``)
+    runs a command that is the domain's own."""
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     # Lightning's use of torch, about which a user can do nothing.
@@ -47,7 +49,11 @@ def run(domain: str, arguments: Sequence[str]) -> int:
         for name in ("lightning.pytorch", "lightning.fabric", "alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        JobCLI(domain, with_saved_config(arguments))
+        if function is None:
+            job(domain, arguments)
+        else:
+            module, _, name = function.partition(":")
+            getattr(importlib.import_module(module), name)(arguments[1:])
         return DONE
     except SystemExit as end:  # --help and --print_config
         return end.code if isinstance(end.code, int) else OTHER
@@ -57,6 +63,11 @@ def run(domain: str, arguments: Sequence[str]) -> int:
             traceback.print_exc()
         sys.stderr.write(f"error: {line}\n")
         return code
+
+
+def job(domain: str, arguments: Sequence[str]) -> JobCLI:
+    """Run one of the four commands here; errors are raised."""
+    return JobCLI(domain, with_saved_config(arguments))
 
 
 def _outcome(error: BaseException) -> tuple[int, str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
+from types import MappingProxyType
 
 from core.jobs import signals
 from core.jobs.errors import DONE, USAGE
@@ -60,29 +62,46 @@ def version() -> str:
         return "unknown"
 
 
-def _help(domain: str, about: str) -> str:
-    commands = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+@dataclass(frozen=True)
+class Extra:
+    """A command of one domain: a line of help, and ``module:function``, which takes the arguments
+    behind the command's name."""
+
+    about: str
+    function: str
+
+
+def _help(domain: str, about: str, more: Mapping[str, Extra]) -> str:
+    lines = {**COMMANDS, **{name: extra.about for name, extra in more.items()}}
+    commands = "\n".join(f"  {name:<10}{text}" for name, text in lines.items())
     return HELP.format(domain=domain, about=about, commands=commands)
 
 
-def main(domain: str, about: str, argv: Sequence[str] | None = None) -> int:
+def main(
+    domain: str,
+    about: str,
+    argv: Sequence[str] | None = None,
+    more: Mapping[str, Extra] = MappingProxyType({}),
+) -> int:
     """Run one command of ``domain`` and return its exit code.
 
     Args:
         domain: name of the package, also the first half of experiment names.
         about: one line for the help text.
         argv: arguments without the program name; ``sys.argv[1:]`` if left out.
+        more: commands that only this domain has.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        sys.stdout.write(_help(domain, about))
+        sys.stdout.write(_help(domain, about, more))
         return DONE if arguments else USAGE
     if arguments[0] == "--version":
         sys.stdout.write(f"{domain} (longspan {version()})\n")
         return DONE
     command = next((a for a in arguments if not a.startswith("-")), arguments[0])
-    if command not in COMMANDS:
-        hint = did_you_mean(command, COMMANDS) or f"; use one of {', '.join(COMMANDS)}"
+    known = [*COMMANDS, *more]
+    if command not in known:
+        hint = did_you_mean(command, known) or f"; use one of {', '.join(known)}"
         sys.stderr.write(f"error: unknown command '{command}'{hint}\n")
         return USAGE
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -93,7 +112,7 @@ def main(domain: str, about: str, argv: Sequence[str] | None = None) -> int:
     try:
         from core.jobs.cli import run
 
-        return run(domain, arguments)
+        return run(domain, arguments, more[command].function if command in more else None)
     except signals.Interrupted as stop:
         sys.stderr.write(f"error: {stop}\n")
         return stop.code

@@ -3,14 +3,18 @@
 from core.mixers.attention import Attention
 from core.mixers.base import PATTERNS, Mixer, UnsupportedPattern
 from core.mixers.hyena import Hyena
+from core.mixers.lmu import LMU
 from core.mixers.mamba2 import Mamba2
+from core.mixers.s4 import S4
 from core.mixers.s4d import S4D
 
-MIXERS: tuple[type[Mixer], ...] = (Attention, Hyena, Mamba2, S4D)
+MIXERS: tuple[type[Mixer], ...] = (Attention, Hyena, LMU, Mamba2, S4, S4D)
 
 __all__ = [
+    "LMU",
     "MIXERS",
     "PATTERNS",
+    "S4",
     "S4D",
     "Attention",
     "Hyena",

@@ -23,10 +23,12 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"pattern": SlidingWindow(3) | GlobalTokens(2)},
     ],
     "Hyena": [{"order": 3, "shift": 0.05}, {"train_features": True}],
+    "S4": [{"state": 5, "discretisation": "zoh"}],
     "S4D": [
         {"initialisation": "real"},
         {"initialisation": "inv", "discretisation": "bilinear"},
     ],
+    "LMU": [{"inputs": 3, "order": 7, "theta": 5.5, "input_activation": "identity"}],
     "Mamba2": [{"head_dim": 16, "groups": 2, "state": 8}],
 }
 CASES = [(cls, options) for cls in MIXERS for options in [{}, *OPTIONS.get(cls.__name__, [])]]

@@ -183,7 +183,8 @@ def test_entry_points_are_commands_of_modules() -> None:
     from mlflow.projects._project_spec import load_project
 
     project = load_project(str(ROOT))
-    names = {f"genomics_{command}" for command in front.COMMANDS}
+    domains = ("genomics", "timeseries")
+    names = {f"{domain}_{command}" for domain in domains for command in front.COMMANDS}
     assert set(project._entry_points) == names
     for name in names:
         entry = project.get_entry_point(name)

@@ -1,0 +1,132 @@
+"""Several fits and tests as one study: a table, restartable, and one MLflow run above theirs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from core.jobs import provenance, tracking
+from core.jobs.cli import job
+from core.jobs.errors import DataError, UsageError
+from core.jobs.files import replacing
+from core.jobs.signals import Interrupted
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One fit and its test: what names it in the table, and the command line's arguments. Without
+    ``train`` the model is tested as it is built."""
+
+    labels: Mapping[str, str | int]
+    arguments: tuple[str, ...]
+    train: bool = True
+
+
+def run_study(
+    domain: str,
+    name: str,
+    trials: Sequence[Trial],
+    table: Path,
+    draw: Callable[[pl.DataFrame], Figure],
+) -> pl.DataFrame:
+    """Run every trial that ``table`` (CSV) does not hold yet, and add its row when it is done.
+
+    Columns: the labels, the test metrics without ``test/``, ``seconds`` of fit and test, ``run_id``
+    of the test. The table and the figure that ``draw`` makes of it are artifacts of a run in
+    the experiment ``<domain>/<name>``; the trials' runs are its children. Raises UsageError for a
+    table of other labels.
+    """
+    done = _read(table, trials)
+    with _parent(domain, name) as log:
+        for number, trial in enumerate(trials, start=1):
+            if done is not None and not done.filter(_is(trial)).is_empty():
+                continue
+            said = ", ".join(f"{key} {value}" for key, value in trial.labels.items())
+            sys.stderr.write(f"{name} {number}/{len(trials)}: {said}\n")
+            row = pl.DataFrame([_run(domain, trial)])
+            done = row if done is None else pl.concat([done, row], how="diagonal_relaxed")
+            with replacing(table) as part:
+                done.write_csv(part)
+        assert done is not None
+        log(table, draw(done))
+    return done
+
+
+def _is(trial: Trial) -> pl.Expr:
+    return pl.all_horizontal(pl.col(k).cast(pl.String) == str(v) for k, v in trial.labels.items())
+
+
+def _read(table: Path, trials: Sequence[Trial]) -> pl.DataFrame | None:
+    if not trials:
+        raise UsageError("there is nothing to run")
+    if not table.exists():
+        table.parent.mkdir(parents=True, exist_ok=True)
+        return None
+    try:
+        done = pl.read_csv(table)
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{table}: cannot be read; remove it or name another --out") from error
+    if not set(trials[0].labels) <= set(done.columns):
+        raise UsageError(f"{table}: holds another study; remove it or name another --out")
+    return done
+
+
+def _run(domain: str, trial: Trial) -> dict[str, str | int | float]:
+    arguments, started = list(trial.arguments), time.perf_counter()
+    if trial.train:
+        fit = job(domain, ["fit", *arguments])
+        assert fit.folder is not None
+        arguments = [*arguments, "--ckpt_path", str(fit.folder.path)]
+    test = job(domain, ["test", *arguments])
+    assert test.folder is not None
+    metrics = {
+        key.removeprefix("test/"): float(value)
+        for key, value in test.trainer.callback_metrics.items()
+        if key.startswith("test/")
+    }
+    seconds = round(time.perf_counter() - started, 1)
+    return {**trial.labels, **metrics, "seconds": seconds, "run_id": test.folder.run.run_id}
+
+
+@contextmanager
+def _parent(domain: str, name: str) -> Iterator[Callable[[Path, Figure], None]]:
+    """A run that is the parent of all that are made within; yields what logs its artifacts."""
+    from mlflow.tracking import MlflowClient
+
+    config = tracking.TrackingConfig()
+    uri = tracking.tracking_uri(config)
+    tags = {"domain": domain, "command": name, **provenance.git_state(), **provenance.versions()}
+    tags |= provenance.process_tags()
+    with tracking.readable_errors(uri):
+        root = Path(config.root) / "artifacts"
+        run_id = tracking.create_run(uri, f"{domain}/{name}", name, tags, root)
+    client, state, before = MlflowClient(uri), "FAILED", os.environ.get("MLFLOW_RUN_ID")
+    os.environ["MLFLOW_RUN_ID"] = run_id
+
+    def log(table: Path, figure: Figure) -> None:
+        client.log_artifact(run_id, str(table))
+        client.log_figure(run_id, figure, f"plots/{name}.png")
+
+    try:
+        yield log
+        state = "FINISHED"
+    except Interrupted:
+        state = "KILLED"
+        raise
+    finally:
+        client.set_terminated(run_id, state)
+        if before is None:
+            del os.environ["MLFLOW_RUN_ID"]
+        else:
+            os.environ["MLFLOW_RUN_ID"] = before

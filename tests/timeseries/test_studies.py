@@ -1,0 +1,98 @@
+"""compare and backtest as users run them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import polars as pl
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Of mlflow's own use of sqlalchemy.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")
+
+DLINEAR = str(ROOT / "timeseries" / "configs" / "dlinear.yaml")
+SMALL = (
+    *("--data.init_args.path", "power.parquet", "--data.init_args.protocol.lookback", "48"),
+    *("--data.init_args.protocol.stride", "7", "--trainer.max_epochs", "1"),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the first 1,000 hours of the sample, wide."""
+    folder = tmp_path_factory.mktemp("studies")
+    sample = pl.read_parquet(ROOT / "timeseries" / "samples" / "household_power.parquet")
+    sample.head(1_000).write_parquet(folder / "power.parquet")
+    return folder
+
+
+def timeseries(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "timeseries", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_compare_goes_on_behind_finished_rows(folder: Path) -> None:
+    words = ("compare", "--configs", DLINEAR, "--seeds", "0", "1", "--horizons", "12", *SMALL)
+    done = timeseries(folder, *words)
+    assert done.returncode == 0, done.stderr
+    table = pl.read_csv(folder / "compare.csv")
+    assert table.select("model", "horizon", "seed").rows() == [
+        ("dlinear", 12, 0),
+        ("dlinear", 12, 1),
+    ]
+    assert "dlinear" in done.stdout.splitlines()[-2]
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    run = client.get_run(table["run_id"][0])
+    assert run.data.metrics["test/mse"] == pytest.approx(table["mse"][0])
+    fit = client.get_run(run.data.tags["mlflow.parentRunId"])
+    parent = client.get_run(fit.data.tags["mlflow.parentRunId"])
+    assert parent.info.status == "FINISHED"
+    kept = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert kept == {"compare.csv", "plots"}
+
+    table.filter(pl.col("seed") == 1).write_csv(folder / "compare.csv")
+    again = timeseries(folder, *words)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("compare ") == 1
+    redone = pl.read_csv(folder / "compare.csv").sort("seed")
+    assert np.allclose(redone["mse"], table["mse"], rtol=1e-6)
+
+
+def test_backtest_moves_the_borders_forward(folder: Path) -> None:
+    horizon = ("--data.init_args.protocol.horizon", "12")
+    folds = ("--folds", "2", "--span", "60")
+    done = timeseries(folder, "backtest", "--config", DLINEAR, *folds, *horizon, *SMALL)
+    assert done.returncode == 0, done.stderr
+    table = pl.read_csv(folder / "backtest.csv")
+    assert table["test_end"].to_list() == [940, 1_000]
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    params = client.get_run(table["run_id"][0]).data.params
+    borders = [int(params[f"data.init_args.protocol.{k}_end"]) for k in ("train", "val", "test")]
+    assert borders == [820, 880, 940]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("compare",), "the following arguments are required: --configs"),
+        (("compare", "--configs", "gone.yaml"), "config gone.yaml cannot be read"),
+        (("backtest", "--config", DLINEAR, "--folds", "99", *SMALL), "99 folds of 96 rows"),
+    ],
+)
+def test_wrong_use_is_one_line(folder: Path, words: tuple[str, ...], said: str) -> None:
+    done = timeseries(folder, *words, "--out", "new.csv")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (folder / "new.csv").exists()

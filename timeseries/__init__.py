@@ -1,0 +1,1 @@
+"""Forecasts of long time series, on the mixers and jobs of ``core``."""

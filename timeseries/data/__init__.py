@@ -1,0 +1,1 @@
+"""Series from tables, the protocol of an experiment, and windows."""

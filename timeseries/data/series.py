@@ -1,0 +1,374 @@
+"""Series out of a table, long or wide, on a regular grid of stamps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from core.jobs.errors import DataError, UsageError
+from core.jobs.tables import read_table
+from timeseries.data.calendar import grid, infer_frequency, normal, places
+
+_DATES = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
+_NO_NUMBER = ["", "nan", "na", "?"]
+
+
+@dataclass
+class Policies:
+    """What becomes of rows that are not as they should be; ``fail`` names the first of them.
+
+    ``unsorted``: stamps that go back. ``duplicates``: one stamp twice in a series. ``gaps``: stamps
+    missing from the grid; ``previous`` and ``linear`` fill them. ``missing``: empty values, filled
+    alike; ``linear`` looks at the value that comes next, which a forecast would not know yet.
+    ``short``: series without room for one window; a forecast needs room for its look-back only.
+    Infinite values, stamps off the grid and unreadable cells always fail.
+    """
+
+    unsorted: Literal["fail", "sort"] = "fail"
+    duplicates: Literal["fail", "first", "last", "mean"] = "fail"
+    gaps: Literal["fail", "previous", "linear"] = "fail"
+    missing: Literal["fail", "previous", "linear"] = "fail"
+    short: Literal["fail", "skip"] = "fail"
+
+
+@dataclass(frozen=True)
+class Series:
+    """``stamps`` (time,), datetime64[us] in UTC or whole numbers; ``values`` (time, channels).
+
+    ``frequency`` is the step of the grid as polars writes it (``1h``, ``1mo``), ``1me`` for the
+    last days of months, or None where the stamps are numbers.
+    """
+
+    name: str
+    channels: tuple[str, ...]
+    stamps: NDArray
+    values: NDArray[np.float64]
+    frequency: str | None
+
+    def __len__(self) -> int:
+        return len(self.stamps)
+
+
+@dataclass
+class _Rows:
+    """Rows, series by series: ``number`` in the file, from 1; ``which`` of the ``names``;
+    ``stamp``; ``values`` (rows, channels), not a number where missing."""
+
+    path: Path
+    names: list[str]
+    channels: tuple[str, ...]
+    number: NDArray[np.int64]
+    which: NDArray[np.int64]
+    stamp: NDArray
+    values: NDArray[np.float64]
+
+    def take(self, chosen: NDArray | slice) -> _Rows:
+        return replace(
+            self,
+            number=self.number[chosen],
+            which=self.which[chosen],
+            stamp=self.stamp[chosen],
+            values=self.values[chosen],
+        )
+
+    def follows(self) -> NDArray[np.bool_]:
+        """Whether the row before is of the same series."""
+        return np.equal(np.diff(self.which, prepend=-1), 0)
+
+    def refuse(self, bad: NDArray[np.bool_], say: Callable[[int], str]) -> None:
+        _refuse(self.path, self.number, bad, lambda i: f"{self.names[self.which[i]]!r}: {say(i)}")
+
+    def shown(self, i: int) -> str:
+        return str(self.stamp[i].item())
+
+    @property
+    def name(self) -> str:
+        """Of the one series that there is."""
+        return self.names[self.which[0]]
+
+
+def read_series(
+    path: Path,
+    time: str | None = "ds",
+    series: str | None = "unique_id",
+    targets: Sequence[str] | None = None,
+    policies: Policies = Policies(),  # noqa: B008  # read only
+    frequency: str | None = None,
+) -> list[Series]:
+    """Every series of a CSV, TSV or Parquet table, in the order of the file.
+
+    Long: column ``series`` names the series of a row, ``targets`` its values (``y`` by default).
+    Wide: with ``series`` None the table is one series, named ``table``, of many channels:
+    ``targets``, or all columns but ``time``. Stamps are dates with the year first, or whole numbers
+    that step by 1; those with an offset are turned into UTC. With ``time`` None the rows of a
+    series are numbered from 1. ``frequency`` is inferred where it is not given.
+
+    Raises DataError with the row's number, counted from 1 without the header, where a rule of
+    ``policies`` is broken or a stamp lies off the grid; UsageError if no target is named or found,
+    or ``frequency`` is none.
+    """
+    step = None if frequency is None else normal(frequency)
+    named = [c for c in (time, series, *(targets or ())) if c is not None]
+    table = read_table(path, named)
+    if targets is None:
+        targets = ["y"] if series is not None else [c for c in table.columns if c != time]
+    if not targets:
+        raise UsageError(f"{path}: no column is left as a target; name data.targets")
+    rows = _grouped(table, path, time, series, targets)
+    del table
+    rows = _without_duplicates(_sorted(rows, policies), policies)
+    if policies.missing == "fail":
+        _refuse_missing(rows, "no {channel} at {stamp}; set data.policies.missing")
+    ends = np.flatnonzero(np.diff(rows.which, append=-1)) + 1
+    parts = [rows.take(slice(*ab)) for ab in zip([0, *ends[:-1]], ends, strict=True)]
+    step = _common_frequency(parts, step)
+    return [_regular(part, step, policies) for part in parts]
+
+
+def _refuse(
+    path: Path, number: NDArray[np.int64], bad: NDArray[np.bool_], say: Callable[[int], str]
+) -> None:
+    """DataError if there are ``bad`` rows: the first in the file, and how many."""
+    places = np.flatnonzero(bad)
+    if not len(places):
+        return
+    first = int(places[number[places].argmin()])
+    more = f" ({len(places)} such rows)" if len(places) > 1 else ""
+    raise DataError(f"{path} row {number[first]}: {say(first)}{more}")
+
+
+# Columns of the table
+
+
+def _grouped(
+    table: pl.DataFrame, path: Path, time: str | None, series: str | None, targets: Sequence[str]
+) -> _Rows:
+    """The rows of each series together, in the order of the file."""
+    absent = [name for name in targets if name not in table.columns]
+    if absent:
+        has = ", ".join(table.columns[:8])
+        raise DataError(f"{path}: no column {absent[0]!r}; it has {has}; name data.targets")
+    number = np.arange(1, len(table) + 1)
+    stamp = number if time is None else _stamps(table[time], path).to_numpy()
+    values = np.empty((len(table), len(targets)))
+    for i, target in enumerate(targets):
+        values[:, i] = _numbers(table[target], path)
+    if series is None:
+        which = np.zeros(len(table), np.int64)
+        return _Rows(path, ["table"], tuple(targets), number, which, stamp, values)
+    name = table[series].cast(pl.String)
+    _refuse(path, number, name.is_null().to_numpy(), lambda _: f"has no {series}")
+    names = name.unique(maintain_order=True)
+    which = name.replace_strict(names, np.arange(len(names)), return_dtype=pl.Int64).to_numpy()
+    rows = _Rows(path, names.to_list(), tuple(targets), number, which, stamp, values)
+    if (np.diff(which) < 0).any():
+        rows = rows.take(np.argsort(which, kind="stable"))
+    if time is None:
+        begins = np.maximum.accumulate(np.where(rows.follows(), 0, number))
+        rows.stamp = number - begins + 1
+    return rows
+
+
+def _stamps(column: pl.Series, path: Path) -> pl.Series:
+    """Int64, or Datetime("us") in UTC; none is missing."""
+    number = np.arange(1, len(column) + 1)
+    stamps = column
+    if column.dtype == pl.String:
+        text = column.str.strip_chars()
+        stamps = text if text.str.contains(r"^-?\d+$").all() else _dates(text, path)
+    elif not (column.dtype == pl.Date or column.dtype == pl.Datetime or column.dtype.is_integer()):
+        raise DataError(f"{path}: column {column.name!r} holds {column.dtype}, not stamps")
+    if isinstance(stamps.dtype, pl.Datetime) and stamps.dtype.time_zone is not None:
+        stamps = stamps.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    dated = stamps.dtype == pl.Date or stamps.dtype == pl.Datetime
+    stamps = stamps.cast(pl.Datetime("us") if dated else pl.Int64, strict=False)
+    what = "is not a stamp such as 2024-01-31 13:00:00"
+    _refuse(
+        path,
+        number,
+        stamps.is_null().to_numpy(),
+        lambda i: f"{column.name} {column[i]!r} {what}" if column[i] else f"has no {column.name}",
+    )
+    return stamps
+
+
+def _dates(text: pl.Series, path: Path) -> pl.Series:
+    """Null where there is none: a year that does not come first could be a day."""
+    dates = text.set(~text.str.contains(r"^\d{4}[-/]"), None)
+    dates = dates.str.replace_all("/", "-", literal=True).str.replace("T", " ", literal=True)
+    local = _first_format(dates, _DATES)
+    if not local.null_count():
+        return local
+    zoned = _first_format(dates, [f"{date}%#z" for date in _DATES[:2]])
+    without, with_offset = local.is_not_null().to_numpy(), zoned.is_not_null().to_numpy()
+    if not without.any():
+        return zoned
+    if with_offset.any():
+        later, has = with_offset, "an"
+        if without.argmax() > with_offset.argmax():
+            later, has = without, "no"
+        what = f"has {has} offset from UTC, unlike the rows before"
+        number = np.arange(1, len(text) + 1)
+        _refuse(path, number, later, lambda i: f"{text.name} {text[i]!r} {what}")
+    return local
+
+
+def _first_format(text: pl.Series, formats: Sequence[str]) -> pl.Series:
+    found = text.str.to_datetime(formats[0], time_unit="us", strict=False)
+    for other in formats[1:]:
+        if not found.null_count():
+            break
+        parsed = text.str.to_datetime(other, time_unit="us", strict=False)
+        found = found.zip_with(found.is_not_null(), parsed)
+    return found
+
+
+def _numbers(column: pl.Series, path: Path) -> NDArray[np.float64]:
+    """Not a number where there is no value."""
+    number = np.arange(1, len(column) + 1)
+    if not (column.dtype.is_numeric() or column.dtype in (pl.String, pl.Boolean, pl.Null)):
+        raise DataError(f"{path}: column {column.name!r} holds {column.dtype}, not numbers")
+    raw = column.str.strip_chars() if column.dtype == pl.String else column
+    values = raw.cast(pl.Float64, strict=False).fill_null(np.nan).to_numpy()
+    missing = np.isnan(values)
+    if column.dtype == pl.String and missing.any():
+        unread = ~raw.str.to_lowercase().is_in(_NO_NUMBER).fill_null(True).to_numpy()
+        what = "is not a number"
+        _refuse(path, number, missing & unread, lambda i: f"{column.name} {column[i]!r} {what}")
+    _refuse(path, number, np.isinf(values), lambda _: f"{column.name} is infinite")
+    return values
+
+
+# Rules
+
+
+def _sorted(rows: _Rows, policies: Policies) -> _Rows:
+    back = rows.follows()
+    back[1:] &= rows.stamp[1:] < rows.stamp[:-1]
+    if policies.unsorted == "fail":
+        what = "goes back; sort the file, or set data.policies.unsorted"
+        rows.refuse(back, lambda i: f"stamp {rows.shown(i)} {what}")
+    return rows.take(np.lexsort((rows.stamp, rows.which))) if back.any() else rows
+
+
+def _without_duplicates(rows: _Rows, policies: Policies) -> _Rows:
+    again = rows.follows()
+    again[1:] &= rows.stamp[1:] == rows.stamp[:-1]
+    if not again.any():
+        return rows
+    if policies.duplicates == "fail":
+        what = "stands there twice; set data.policies.duplicates"
+        rows.refuse(again, lambda i: f"stamp {rows.shown(i)} {what}")
+    if policies.duplicates == "last":
+        return rows.take(~np.append(again[1:], False))
+    first = rows.take(~again)
+    if policies.duplicates == "mean":
+        begins = np.flatnonzero(~again)
+        known = ~np.isnan(rows.values)
+        total = np.add.reduceat(np.where(known, rows.values, 0), begins)
+        with np.errstate(invalid="ignore"):
+            first.values = total / np.add.reduceat(known, begins, dtype=np.int64)
+    return first
+
+
+def _refuse_missing(rows: _Rows, what: str) -> None:
+    missing = np.isnan(rows.values)
+    if not missing.any():
+        return
+
+    def say(i: int) -> str:
+        return what.format(channel=rows.channels[missing[i].argmax()], stamp=rows.shown(i))
+
+    rows.refuse(missing.any(1), say)
+
+
+def _common_frequency(parts: Sequence[_Rows], given: str | None) -> str | None:
+    """The one step of all series. One stamp alone has none, and goes with the others."""
+    if parts[0].stamp.dtype == np.int64:
+        if given is not None:
+            raise UsageError(f"{parts[0].path}: stamps are numbers; leave out data.frequency")
+        return None
+    if given is not None:
+        return given
+    first = None
+    for part in parts:
+        if len(part.stamp) < 2:
+            continue
+        step = infer_frequency(part.stamp)
+        first = first or (step, part.name)
+        if step != first[0]:
+            raise DataError(
+                f"{part.path} row {part.number[0]}: series {part.name!r} has steps of {step}, "
+                f"{first[1]!r} of {first[0]}; put them into files of their own, or give "
+                "data.frequency"
+            )
+    return first[0] if first else "1d"
+
+
+def _regular(rows: _Rows, step: str | None, policies: Policies) -> Series:
+    """One series with a row for every stamp of its grid and a number in every cell."""
+    if step is None:
+        place = rows.stamp - rows.stamp[0]
+        steps, counts = np.unique(np.diff(place), return_counts=True)
+        if len(steps) and steps[counts.argmax()] != 1:
+            raise DataError(
+                f"{rows.path} row {rows.number[1]}: {rows.name!r}: stamps step by "
+                f"{steps[counts.argmax()]}; numbers must step by 1; write dates, or give null as "
+                "data.time to number the rows"
+            )
+    else:
+        place = places(rows.stamp, step)
+        what = f"is off the grid of {step}; correct it, or give data.frequency"
+        rows.refuse(np.less(place, 0), lambda i: f"stamp {rows.shown(i)} {what}")
+    rows = _without_gaps(rows, place, step, policies) if place[-1] >= len(place) else rows
+    if np.isnan(rows.values).any():
+        for channel in rows.values.T:
+            _fill(channel, np.isnan(channel), policies.missing)
+        _refuse_missing(rows, "nothing to fill {channel} with at {stamp}")
+    return Series(rows.name, rows.channels, rows.stamp, rows.values, step)
+
+
+def _without_gaps(
+    rows: _Rows, place: NDArray[np.int64], step: str | None, policies: Policies
+) -> _Rows:
+    length = int(place[-1]) + 1
+    if policies.gaps == "fail":
+        before = int(np.flatnonzero(np.diff(place) > 1)[0])
+        k = int(place[before]) + 1
+        stamp = rows.stamp[0] + k if step is None else grid(rows.stamp[0], step, k, k + 1)[0]
+        raise DataError(
+            f"{rows.path} row {rows.number[before + 1]}: {rows.name!r}: {length - len(place)} "
+            f"stamps are missing, first {stamp.item()}; set data.policies.gaps"
+        )
+    stamps = (
+        rows.stamp[0] + np.arange(length) if step is None else grid(rows.stamp[0], step, 0, length)
+    )
+    gap = np.ones(length, bool)
+    gap[place] = False
+    values = np.full((length, len(rows.channels)), np.nan)
+    values[place] = rows.values
+    for channel in values.T:
+        _fill(channel, gap, policies.gaps)
+    # a row that was not there goes by the number of the next one that was
+    number = rows.number[np.searchsorted(place, np.arange(length))]
+    which = np.full(length, rows.which[0])
+    return replace(rows, number=number, which=which, stamp=stamps, values=values)
+
+
+def _fill(values: NDArray[np.float64], holes: NDArray[np.bool_], how: str) -> None:
+    """Put numbers into the ``holes`` of (time,), in place, where there is one to take."""
+    known = np.flatnonzero(~np.isnan(values))
+    at = np.flatnonzero(holes)
+    if not len(known):
+        return
+    if how == "linear":
+        values[at] = np.interp(at, known, values[known], left=np.nan, right=np.nan)
+    else:
+        before = np.searchsorted(known, at) - 1
+        values[at] = np.where(before < 0, np.nan, values[known[before]])

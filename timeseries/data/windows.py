@@ -1,0 +1,202 @@
+"""Windows of series: batches to train and test on, records to forecast."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from core.jobs.errors import DataError
+from timeseries.data import calendar
+from timeseries.data.protocol import Protocol
+from timeseries.data.series import Series
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Of one series, each (channels,): ``mean`` and ``std`` over the training span, and
+    ``seasonal_error``, the mean absolute error of the seasonal naive forecast one step ahead there,
+    which is what MASE divides by (Hyndman and Koehler 2006)."""
+
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+    seasonal_error: NDArray[np.float64]
+
+    @classmethod
+    def fit(cls, values: NDArray[np.float64], season: int, standard: bool) -> Scale:
+        """From the training span (time, channels). A constant channel gets the deviation 1."""
+        channels = values.shape[1]
+        mean, std = np.zeros(channels), np.ones(channels)
+        if standard:
+            # rounding gives a constant channel a deviation as well
+            constant = values.max(0) == values.min(0)
+            mean, std = values.mean(0), np.where(constant, 1.0, values.std(0))
+        lag = season if len(values) > season else 1
+        error = (
+            np.abs(values[lag:] - values[:-lag]).mean(0) if len(values) > 1 else np.ones(channels)
+        )
+        return cls(mean, std, np.where(error > 0, error, 1.0))
+
+
+@dataclass
+class Fitted:
+    """What training settles about the data and a forecast needs again."""
+
+    channels: tuple[str, ...]
+    frequency: str | None
+    scales: dict[str, Scale] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        """As lists and strings, for a checkpoint or JSON."""
+        scales = {n: {k: v.tolist() for k, v in vars(s).items()} for n, s in self.scales.items()}
+        return {"channels": list(self.channels), "frequency": self.frequency, "scales": scales}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Fitted:
+        scales = {
+            name: Scale(**{key: np.array(values) for key, values in scale.items()})
+            for name, scale in plain["scales"].items()
+        }
+        return cls(tuple(plain["channels"]), plain["frequency"], scales)
+
+    def scale(self, series: Series) -> Scale:
+        """Raises DataError for a series that was not in training."""
+        if series.name not in self.scales:
+            raise DataError(
+                f"series {series.name!r} was not in training, so its scale is not known; leave it "
+                "out, or train on it"
+            )
+        return self.scales[series.name]
+
+    def check(self, series: Sequence[Series], where: object) -> None:
+        """Raises DataError for other columns or another frequency than training had."""
+        for one in series:
+            if one.channels != self.channels:
+                raise DataError(
+                    f"{where}: the values are {', '.join(one.channels)}; the model was trained on "
+                    f"{', '.join(self.channels)}"
+                )
+            if one.frequency != self.frequency:
+                raise DataError(
+                    f"{where}: series {one.name!r} has steps of {one.frequency}; the model was "
+                    f"trained on steps of {self.frequency}"
+                )
+
+
+def fit(series: Sequence[Series], protocol: Protocol) -> Fitted:
+    """Scales from the training spans alone."""
+    season = calendar.season(series[0].frequency)
+    fitted = Fitted(series[0].channels, series[0].frequency)
+    for one in series:
+        start, end = protocol.spans(one)["train"]
+        fitted.scales[one.name] = Scale.fit(
+            one.values[start:end], season, protocol.scale == "standard"
+        )
+    return fitted
+
+
+class Windows(Dataset):
+    """Every window of one split, made when asked for, a batch at a time.
+
+    Batches: ``past`` (batch, lookback, channels), ``future`` (batch, horizon, channels),
+    standardised; ``past_time``, ``future_time`` (batch, steps, features); ``mean``, ``std``,
+    ``seasonal_error`` (batch, channels); ``series`` (batch,), number of the series, and ``origin``
+    (batch,), row of its first forecast step. Validation and test also have ``stamps`` (batch,
+    lookback + horizon), microseconds since 1970 or row numbers.
+    """
+
+    def __init__(
+        self, series: Sequence[Series], fitted: Fitted, protocol: Protocol, split: str
+    ) -> None:
+        self.lookback, self.horizon = protocol.lookback, protocol.horizon
+        stride = protocol.stride if split == "train" else 1
+        self.origins = [protocol.origins(protocol.spans(one)[split], stride) for one in series]
+        counts = [len(origins) for origins in self.origins]
+        self.ends = np.cumsum(counts, dtype=np.int64)
+        self.starts = self.ends - counts
+        self.first = np.array([o.start for o in self.origins], np.int64)
+        self.stride = stride
+        # only rows that a window reads are kept
+        read = [
+            range(o.start - self.lookback, o[-1] + self.horizon) if o else range(0)
+            for o in self.origins
+        ]
+        self.offset = np.cumsum([0, *map(len, read)])[:-1] - [rows.start for rows in read]
+        pairs = list(zip(series, read, strict=True))
+        stamps = np.concatenate([one.stamps[r.start : r.stop] for one, r in pairs])
+        scales = [fitted.scale(one) for one in series]
+        values = np.empty((len(stamps), len(fitted.channels)), np.float32)
+        for (one, r), scale, offset in zip(pairs, scales, self.offset, strict=True):
+            kept = values[offset + r.start : offset + r.stop]
+            kept[:] = (one.values[r.start : r.stop] - scale.mean) / scale.std
+        self.values = torch.from_numpy(values)
+        self.times = torch.from_numpy(calendar.features(stamps, fitted.frequency))
+        self.stamps = None if split == "train" else torch.from_numpy(stamps.astype(np.int64))
+        self.scale = {
+            key: torch.from_numpy(np.stack([getattr(s, key) for s in scales]).astype(np.float32))
+            for key in ("mean", "std", "seasonal_error")
+        }
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        index = np.asarray(indices, np.int64)
+        series = np.searchsorted(self.ends, index, side="right")
+        origin = self.first[series] + self.stride * (index - self.starts[series])
+        row = torch.from_numpy(self.offset[series] + origin)
+        past = row[:, None] + torch.arange(-self.lookback, 0)
+        future = row[:, None] + torch.arange(self.horizon)
+        which = torch.from_numpy(series)
+        stamps = {}
+        if self.stamps is not None:
+            stamps["stamps"] = self.stamps[torch.cat([past, future], dim=1)]
+        return {
+            **stamps,
+            "past": self.values[past],
+            "future": self.values[future],
+            "past_time": self.times[past],
+            "future_time": self.times[future],
+            **{key: values[which] for key, values in self.scale.items()},
+            "series": which,
+            "origin": torch.from_numpy(origin),
+        }
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        index = range(len(self))[index]
+        return {key: value[0] for key, value in self.__getitems__([index]).items()}
+
+
+class ForecastRecords(Sequence[dict[str, Any]]):
+    """The windows to forecast as records: ``id``, ``series``, ``origin`` (the last stamp that is
+    known), ``values`` (lookback, channels; fewer where the series begins later) and, where it has
+    happened, ``actual``."""
+
+    def __init__(self, series: Sequence[Series], origins: Sequence[range], protocol: Protocol):
+        self.series, self.origins, self.protocol = series, origins, protocol
+        self.ends = np.cumsum([len(o) for o in origins]).tolist()
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __getitem__(self, index: Any) -> Any:
+        index = range(len(self))[index]
+        which = bisect_right(self.ends, index)
+        one, origins = self.series[which], self.origins[which]
+        row = origins[index - self.ends[which]]
+        origin = str(one.stamps[row - 1])
+        record = {
+            "id": f"{one.name}@{origin}",
+            "series": one.name,
+            "origin": origin,
+            "values": one.values[max(0, row - self.protocol.lookback) : row],
+        }
+        actual = one.values[row : row + self.protocol.horizon]
+        return {**record, "actual": actual} if len(actual) == self.protocol.horizon else record

@@ -1,0 +1,199 @@
+"""``compare`` and ``backtest``: several fits and tests, one table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import polars as pl
+import yaml
+from jsonargparse import ArgumentParser
+from matplotlib.figure import Figure
+
+from core.jobs.errors import DataError, UsageError
+from core.jobs.studies import Trial, run_study
+from timeseries.data.forecasts import ForecastWindows
+
+_BARS = ("mse", "mae")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def compare(arguments: Sequence[str]) -> None:
+    """Fit and test every config with every seed and horizon; one table."""
+    parser = _Parser(
+        prog="timeseries compare",
+        allow_abbrev=False,
+        description="Fit and test several configs on the same data; one table, one figure. "
+        "A config without a trainer section is tested as it is. Run again, it goes on behind the "
+        "last finished row. Further keys (--data.init_args.path FILE) go to every fit and test.",
+    )
+    parser.add_argument("--configs", nargs="+", required=True, help="one YAML file a model")
+    parser.add_argument("--overlay", help="YAML file laid over every config: data and protocol")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--horizons", nargs="+", type=int, help="default: each config's own")
+    parser.add_argument("--out", default="compare.csv", help="the table; holds finished rows")
+    given, rest = parser.parse_known_args(list(arguments))
+    trials = [
+        Trial(
+            {"model": Path(config).stem, **_horizon_label(horizon), "seed": seed},
+            (*_settings(config, given.overlay), *_horizon(horizon), *_seed(seed), *rest),
+            trains(Path(config)),
+        )
+        for horizon in given.horizons or [None]
+        for config in given.configs
+        for seed in (given.seeds if trains(Path(config)) else given.seeds[:1])
+    ]
+    table = run_study("timeseries", "compare", trials, Path(given.out), comparison_figure)
+    _print(summary(table, [k for k in ("horizon", "model") if k in table.columns]))
+
+
+def backtest(arguments: Sequence[str]) -> None:
+    """Rolling origin: the same config, trained and tested on spans that move forward."""
+    parser = _Parser(
+        prog="timeseries backtest",
+        allow_abbrev=False,
+        description="Rolling-origin backtest: fold k trains on all rows before its validation "
+        "span, validates on the span before its test span and tests there; the last test span ends "
+        "with the data. Run again, it goes on behind the last finished fold. Further keys go to "
+        "every fit and test.",
+    )
+    parser.add_argument("--config", required=True, help="YAML file of one model")
+    parser.add_argument("--folds", type=int, default=3)
+    parser.add_argument("--span", type=int, help="rows of a test span; default: the horizon")
+    parser.add_argument("--out", default="backtest.csv", help="the table; holds finished rows")
+    given, rest = parser.parse_known_args(list(arguments))
+    rows, horizon = _rows(given.config, rest)
+    span = given.span or horizon
+    train = trains(Path(given.config))
+    trials = []
+    for fold in range(1, given.folds + 1):
+        end = rows - (given.folds - fold) * span
+        borders = {"train_end": end - 2 * span, "val_end": end - span, "test_end": end}
+        if span < horizon or borders["train_end"] <= 0:
+            raise UsageError(
+                f"{given.folds} folds of {span} rows with a horizon of {horizon} do not fit "
+                f"into {rows} rows; change --folds or --span"
+            )
+        keys = [f"--data.init_args.protocol.{key}={row}" for key, row in borders.items()]
+        labels = {"model": Path(given.config).stem, "fold": fold, "test_end": end}
+        trials.append(Trial(labels, ("--config", given.config, *rest, *keys), train))
+    table = run_study("timeseries", "backtest", trials, Path(given.out), backtest_figure)
+    _print(table.select("fold", "test_end", *_BARS, "mase", "mse_seasonal_naive"))
+
+
+def trains(config: Path) -> bool:
+    """Whether a config has a trainer section: what has none is used as it is built."""
+    try:
+        settings = yaml.safe_load(config.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UsageError(f"config {config} cannot be read: {str(error).splitlines()[0]}") from error
+    return isinstance(settings, dict) and "trainer" in settings
+
+
+def _settings(config: str, overlay: str | None) -> tuple[str, ...]:
+    return ("--config", config, *(("--config", overlay) if overlay else ()))
+
+
+def _horizon(horizon: int | None) -> tuple[str, ...]:
+    return () if horizon is None else (f"--data.init_args.protocol.horizon={horizon}",)
+
+
+def _horizon_label(horizon: int | None) -> dict[str, int]:
+    return {} if horizon is None else {"horizon": horizon}
+
+
+def _seed(seed: int) -> tuple[str, str]:
+    return ("--seed_everything", str(seed))
+
+
+def _rows(config: str, rest: Sequence[str]) -> tuple[int, int]:
+    """Rows of the shortest series, and the horizon, that the arguments describe."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("-c", "--config", action="config")
+    parser.add_subclass_arguments(ForecastWindows, "data")
+    section = yaml.safe_load(Path(config).read_text()).get("data")
+    if section is None:
+        raise UsageError(f"{config}: has no data section")
+    keys = [word for word in _joined(rest) if word.startswith("--data")]
+    data = parser.instantiate(parser.parse_args([f"--data={yaml.safe_dump(section)}", *keys])).data
+    if data.path is None:
+        raise UsageError("backtest needs --data.init_args.path, a table of series")
+    return min(len(one) for one in data.series(data.path)), data.protocol.horizon
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """``--key value`` as ``--key=value``."""
+    joined: list[str] = []
+    for word in words:
+        if word.startswith("--") or not joined:
+            joined.append(word)
+        else:
+            joined[-1] += f"={word}"
+    return joined
+
+
+def summary(table: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
+    """Mean over seeds, and the standard deviation of the MSE, best first within a horizon."""
+    means = [pl.col(k).mean() for k in (*_BARS, "mase", "mse_seasonal_naive", "seconds")]
+    spread = pl.col("mse").std().alias("mse_std")
+    found = table.group_by(by, maintain_order=True).agg(*means, spread, pl.len().alias("seeds"))
+    order = [name for name in by if name != "model"]
+    return found.sort(*order, "mse")
+
+
+def _print(table: pl.DataFrame) -> None:
+    with pl.Config(
+        tbl_rows=-1, tbl_cols=-1, tbl_hide_column_data_types=True, tbl_hide_dataframe_shape=True
+    ):
+        sys.stdout.write(f"{table}\n")
+
+
+def comparison_figure(table: pl.DataFrame) -> Figure:
+    """MSE of every model, a group of bars a horizon, the seasonal naive forecast's as a line."""
+    if table.is_empty():
+        raise DataError("the table has no rows")
+    if "horizon" not in table.columns:
+        table = table.with_columns(pl.lit("").alias("horizon"))
+    found = summary(table, ["horizon", "model"])
+    horizons = found["horizon"].unique(maintain_order=True).to_list()
+    models = found["model"].unique(maintain_order=True).to_list()
+    figure = Figure(
+        figsize=(max(6, 1 + len(horizons) * len(models) * 0.4), 4), layout="constrained"
+    )
+    axes = figure.subplots()
+    width = 0.8 / len(models)
+    for number, model in enumerate(models):
+        part = found.filter(pl.col("model") == model)
+        at = [horizons.index(h) + (number + 0.5) * width - 0.4 for h in part["horizon"]]
+        spread = part["mse_std"].fill_null(0)
+        axes.bar(at, part["mse"], width * 0.9, yerr=spread, label=model)
+    for place, horizon in enumerate(horizons):
+        naive = found.filter(pl.col("horizon") == horizon)["mse_seasonal_naive"][0]
+        label = "seasonal naive" if place == 0 else None
+        axes.plot([place - 0.4, place + 0.4], [naive, naive], color="black", ls="--", label=label)
+    axes.set_xticks(np.arange(len(horizons)), [str(h) for h in horizons])
+    axes.set(xlabel="horizon", ylabel="mean squared error, standardised")
+    axes.legend(ncols=2, fontsize=8)
+    return figure
+
+
+def backtest_figure(table: pl.DataFrame) -> Figure:
+    """MSE by fold beside the seasonal naive forecast's."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    table = table.sort("fold")
+    for key, label in (("mse", table["model"][0]), ("mse_seasonal_naive", "seasonal naive")):
+        axes.plot(table["fold"], table[key], marker="o", label=label)
+    axes.set(xlabel="fold", ylabel="mean squared error, standardised")
+    axes.set_xticks(table["fold"].to_list())
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return figure

@@ -1,0 +1,63 @@
+"""What the tasks draw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+_INK = "#2b6cb0"
+_PALE = "#a0aec0"
+_DARK = "#2d3748"
+_ROWS = 1 << 40  # stamps above are dates: 12 days after 1970, in microseconds
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One window: ``past`` (lookback,), ``future`` and ``forecast`` (horizon,), and half-widths of
+    intervals (levels, horizon), all in the data's units; ``stamps`` (lookback + horizon,) in
+    microseconds since 1970, or row numbers."""
+
+    stamps: NDArray
+    past: NDArray
+    future: NDArray
+    forecast: NDArray
+    widths: NDArray
+
+
+def forecasts_figure(windows: Sequence[Shown], levels: Sequence[float]) -> Figure:
+    """Forecast fans against what happened, a panel a window."""
+    figure = Figure(figsize=(12, 2.6 * max(1, len(windows))), layout="constrained")
+    panels = figure.subplots(max(1, len(windows)), 1, squeeze=False)[:, 0]
+    for panel, window in zip(panels, windows, strict=False):
+        stamps = window.stamps
+        if stamps[0] > _ROWS:
+            stamps = stamps.astype("datetime64[us]")
+        before, after = np.split(stamps, [len(window.past)])
+        panel.plot(before, window.past, color=_PALE, label="look-back")
+        panel.plot(after, window.future, color=_DARK, label="what happened")
+        panel.plot(after, window.forecast, color=_INK, label="forecast")
+        for width, level in zip(window.widths, levels, strict=True):
+            if np.isfinite(width).all():
+                low, high = window.forecast - width, window.forecast + width
+                panel.fill_between(
+                    after, low, high, color=_INK, alpha=0.15, linewidth=0, label=f"{level:.0%}"
+                )
+        panel.tick_params("x", labelsize=8)
+    panels[0].legend(loc="upper left", ncols=5)
+    return figure
+
+
+def horizon_figure(errors: Mapping[str, NDArray]) -> Figure:
+    """Mean squared error, standardised, by step of the horizon."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for (name, values), color in zip(errors.items(), (_INK, _PALE), strict=False):
+        axes.plot(np.arange(1, len(values) + 1), values, color=color, label=name)
+    axes.set(xlabel="step of the horizon", ylabel="mean squared error, standardised")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return figure
