@@ -61,7 +61,7 @@ def loss_of(model: HyenaDNA, x: torch.Tensor, bf16: bool) -> torch.Tensor:
 
 def build(context: int, args: argparse.Namespace) -> HyenaDNA:
     torch.manual_seed(args.seed)
-    model = HyenaDNA(args.width, args.layers, context, embed_dropout=0.0)
+    model = HyenaDNA(args.width, args.layers, context, taps=args.taps, embed_dropout=0.0)
     return model.to(args.device)
 
 
@@ -186,6 +186,7 @@ def main() -> None:
     trained.add_argument("--seconds", type=float, default=120)
     trained.add_argument("--width", type=int, default=256)
     trained.add_argument("--layers", type=int, default=4)
+    trained.add_argument("--taps", type=int, default=3, help="of the short filters")
     trained.add_argument("--lr", type=float, default=1e-3)
     trained.add_argument("--seed", type=int, default=0)
     trained.add_argument("--test-tokens", type=int, default=4_194_304)

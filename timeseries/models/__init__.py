@@ -3,4 +3,6 @@
 from timeseries.models.dlinear import DLinear
 from timeseries.models.mixer import MixerForecaster
 
-__all__ = ["DLinear", "MixerForecaster"]
+FORECASTERS = (DLinear, MixerForecaster)
+
+__all__ = ["FORECASTERS", "DLinear", "MixerForecaster"]
