@@ -18,7 +18,7 @@ SIZES = [(48, 24, 3), (33, 7, 1)]  # look-back, horizon, channels
 
 # Small enough for a test of a second.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "Autoformer": {"dim": 16, "heads": 2, "feedforward": 32, "label_length": 16},
+    "Autoformer": {"dim": 16, "feedforward": 32, "label_length": 16},
     "Informer": {"dim": 16, "heads": 2, "feedforward": 32, "label_length": 16},
     "PatchTSMixer": {"dim": 16, "layers": 2, "patch_length": 8, "stride": 8},
 }
@@ -109,7 +109,8 @@ def test_bf16_autocast(kind: type[nn.Module], sizes: tuple[int, int, int]) -> No
     with torch.autocast("cpu", torch.bfloat16):
         half = model(*batch).float()
     whole = model(*batch)
-    assert (half - whole).square().mean().sqrt() < 0.05 * whole.square().mean().sqrt().clamp(min=1)
+    # the median: a model that picks queries or delays may pick another one where two are close
+    assert (half - whole).abs().median() < 0.02
 
 
 def test_state_dict_round_trip(kind: type[nn.Module], sizes: tuple[int, int, int]) -> None:

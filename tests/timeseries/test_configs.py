@@ -7,10 +7,12 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 from forked_cli import Server
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "timeseries" / "configs").glob("*.yaml"))
+PRETRAINING = ROOT / "timeseries" / "configs" / "masked_pretraining.yaml"
 # Shorter than shipped, to keep the test short.
 FEW = ("--data.init_args.protocol.stride", "500", "--data.init_args.batch_size", "4")
 
@@ -31,32 +33,48 @@ def run(server: Server, *words: str) -> str:
     return output
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.stem)
-def test_config_runs(config: Path, server: Server, tmp_path: Path) -> None:
-    given = ["--config", str(config), *FEW]
+def steps(server: Server, config: Path, *more: str) -> tuple[str, str]:
+    """The run folder of a short fit, and what its test says."""
     few = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "2"]
     few += ["--trainer.limit_test_batches", "2"]
-    fitted = run(server, "fit", *given, *few, "--trainer.max_epochs", "1")
-    folder = fitted.split("run folder: ")[1].split("\n")[0]
+    given = ["--config", str(config), *FEW, *few, "--trainer.max_epochs", "1", *more]
+    folder = run(server, "fit", *given).split("run folder: ")[1].split("\n")[0]
     assert (server.folder / folder / "checkpoints" / "best.ckpt").exists()
-    tested = run(server, "test", "--ckpt_path", folder, *few)
+    return folder, run(server, "test", "--ckpt_path", folder, *few)
+
+
+@pytest.mark.parametrize("config", [c for c in CONFIGS if c != PRETRAINING], ids=lambda c: c.stem)
+def test_forecaster_runs(config: Path, server: Server, tmp_path: Path) -> None:
+    folder, tested = steps(server, config)
     for metric in ("mse", "mae_original", "mase", "mse_seasonal_naive", "coverage_80"):
         assert f"test/{metric} " in tested
-    out = str(tmp_path / "rows")
     csv = tmp_path / "rows.csv"
-    run(
-        server,
-        "predict",
-        "--ckpt_path",
-        folder,
-        "--predictions.path",
-        out,
-        "--predictions.export",
-        str(csv),
-    )
+    written = ["--predictions.path", str(tmp_path / "rows"), "--predictions.export", str(csv)]
+    run(server, "predict", "--ckpt_path", folder, *written)
     rows = pl.read_csv(csv)
     assert len(rows) == 96 * 7
     assert rows["forecast"].is_finite().all()
     assert (rows["lower_80"] <= rows["forecast"]).all()
     assert (rows["lower_95"] <= rows["lower_80"]).all()
     assert rows["actual"].null_count() == len(rows)
+
+
+def test_pretraining_runs_and_a_forecaster_starts_from_it(server: Server) -> None:
+    folder, tested = steps(server, PRETRAINING)
+    assert "test/loss " in tested
+    pretrained = ("--model.init_args.pretrained", folder)
+    # no step moves the weights, so that they are those of the run it started from
+    still = ("--model.init_args.optimisation.lr", "0.0")
+    forecaster, _ = steps(server, CONFIGS[0].with_name("patchtsmixer.yaml"), *pretrained, *still)
+    before, after = (
+        torch.load(server.folder / where / "checkpoints" / "best.ckpt")["state_dict"]
+        for where in (folder, forecaster)
+    )
+    names = [name for name in before if name.startswith("model.encoder.")]
+    assert names
+    assert all(torch.equal(before[name], after[name]) for name in names)
+    code, said = server.run(
+        *("fit", "--config", str(CONFIGS[0].with_name("dlinear.yaml")), *FEW, *pretrained)
+    )
+    assert code == 2
+    assert f"DLinear has no encoder to start from {folder}" in said

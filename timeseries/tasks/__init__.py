@@ -2,5 +2,6 @@
 
 from core.jobs.optim import Optimisation
 from timeseries.tasks.forecasting import Forecasting
+from timeseries.tasks.pretraining import MaskedPretraining
 
-__all__ = ["Forecasting", "Optimisation"]
+__all__ = ["Forecasting", "MaskedPretraining", "Optimisation"]

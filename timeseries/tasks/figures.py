@@ -51,6 +51,23 @@ def forecasts_figure(windows: Sequence[Shown], levels: Sequence[float]) -> Figur
     return figure
 
 
+def reconstruction_figure(values: NDArray, patches: NDArray, mask: NDArray) -> Figure:
+    """One channel of a window, (patches, length) each: the truth, and what was put in place of the
+    patches that ``mask`` (patches,) hid."""
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(patches.ravel(), color=_DARK, label="truth")
+    length = patches.shape[1]
+    for number in np.flatnonzero(mask):
+        at = np.arange(number * length, (number + 1) * length)
+        first = number == np.flatnonzero(mask)[0]
+        axes.axvspan(at[0], at[-1], color=_PALE, alpha=0.3, linewidth=0)
+        axes.plot(at, values[number], color=_INK, label="reconstruction" if first else None)
+    axes.set(xlabel="step of the look-back", ylabel="normalised value")
+    axes.legend()
+    return figure
+
+
 def horizon_figure(errors: Mapping[str, NDArray]) -> Figure:
     """Mean squared error, standardised, by step of the horizon."""
     figure = Figure(figsize=(8, 4), layout="constrained")

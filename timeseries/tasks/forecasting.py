@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -17,6 +18,7 @@ from core.jobs.optim import Optimisation, adamw
 from core.jobs.tracking import log_figure
 from timeseries.tasks.errors import Coverage, ForecastErrors, seasonal_naive
 from timeseries.tasks.figures import Shown, forecasts_figure, horizon_figure
+from timeseries.tasks.pretraining import load_encoder
 
 _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": F.mse_loss,
@@ -36,6 +38,9 @@ class Forecasting(L.LightningModule):
     plus and minus the quantile of absolute errors on the validation span, by step and channel. They
     hold if the future is like the validation span, which is also what chose the checkpoint.
 
+    ``loss`` null is the model's own if it has one (``training_loss``), else the squared error.
+    ``pretrained`` names a run of ``MaskedPretraining`` whose encoder ``fit`` starts from.
+
     Metrics: ``mse`` and ``mae`` on the standardised scale, as published tables have them;
     ``mse_original`` and ``mae_original`` in the data's units, ``mase``; each beside the seasonal
     naive forecast's; ``coverage_80``, the share of the test span inside that interval. Every window
@@ -48,7 +53,8 @@ class Forecasting(L.LightningModule):
         horizon: int = 0,
         channels: int = 0,
         season: int = 0,
-        loss: Literal["mse", "mae", "huber"] = "mse",
+        loss: Literal["mse", "mae", "huber"] | None = None,
+        pretrained: str | None = None,
         intervals: list[float] = [0.8, 0.95],  # noqa: B006  # read only
         optimisation: Optimisation = Optimisation(),  # noqa: B008  # read only
     ) -> None:
@@ -58,7 +64,8 @@ class Forecasting(L.LightningModule):
             raise UsageError(f"model.intervals are {intervals}; give shares between 0 and 1")
         self.model = model
         self.horizon, self.season = horizon, season
-        self.loss = _LOSSES[loss]
+        self.loss = _LOSSES[loss or "mse"]
+        self.pretrained = pretrained
         self.intervals = sorted(intervals)
         self.optimisation = optimisation
         self.val_errors = ForecastErrors(horizon, channels)
@@ -69,6 +76,10 @@ class Forecasting(L.LightningModule):
         self.widths: Tensor
         self._residuals: list[Tensor] = []
         self._shown: list[Shown] = []
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.pretrained is not None:  # a resumed run then loads its own
+            load_encoder(self.model, Path(self.pretrained))
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """(batch, horizon, channels), standardised."""
@@ -86,9 +97,12 @@ class Forecasting(L.LightningModule):
         return bool(self.intervals) and not self.widths.isnan().any()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        # a model of a distribution has a loss of its own
-        own = getattr(self.model, "training_loss", None)
-        loss = own(batch) if own else self.loss(self(batch), batch["future"])
+        own = getattr(self.model, "training_loss", None)  # of a distribution, say
+        if own is not None and self.hparams["loss"] is None:
+            given = ("past", "past_time", "future_time", "future")
+            loss = own(*(batch[key] for key in given))
+        else:
+            loss = self.loss(self(batch), batch["future"])
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["past"]))
         return loss
 
