@@ -51,18 +51,21 @@ def infer_frequency(stamps: NDArray) -> str:
     """The most common step of two or more rising stamps, datetime64[us]: ``10m``, ``1h``, ``7d``;
     ``1mo`` where every stamp is of the same day of the month, ``1me`` where each is of its month's
     last. The shortest step of several as common."""
-    step = _most_common(np.diff(stamps).astype(np.int64))
+    step = most_common(np.diff(stamps).astype(np.int64))
     if step < 28 * _DAY:
         return _written(step)
     months = stamps.astype("datetime64[M]")
     days, last = _days(stamps), _lengths(months) - 1
     steps = np.diff(months).astype(np.int64)
     if days.max() > 27 and (days == last).all():
-        return f"{_most_common(steps)}me"
-    return f"{_most_common(steps)}mo" if (days == days[0]).all() else _written(step)
+        return f"{most_common(steps)}me"
+    return f"{most_common(steps)}mo" if (days == days[0]).all() else _written(step)
 
 
-def _most_common(steps: NDArray[np.int64]) -> int:
+def most_common(steps: NDArray[np.int64]) -> int:
+    """The smallest of several as common."""
+    if (steps == steps[0]).all():
+        return int(steps[0])
     values, counts = np.unique(steps, return_counts=True)
     return int(values[counts.argmax()])
 

@@ -101,9 +101,9 @@ class ForecastWindows(RecordDataModule):
         }
 
     def setup(self, stage: str) -> None:
-        if stage == "predict" and self.predict_path is not None:
-            if self.fitted is not None or self.path is None:
-                return
+        elsewhere = stage == "predict" and self.predict_path is not None
+        if elsewhere and (self.fitted is not None or self.path is None):
+            return
         if self.path is None:
             raise UsageError(f"{stage} needs data.path, a CSV or Parquet table of series")
         series = self.series(self.path)

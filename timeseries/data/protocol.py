@@ -24,8 +24,9 @@ class Protocol:
         lookback: steps that a forecast sees.
         horizon: steps that it gives.
         train_end: where training ends: a share of each series, a number of rows, or the first
-            stamp that is no longer part of it, in UTC unless it has an offset. A forecast belongs to the split that holds all of
-            its horizon; its look-back may reach into the split before.
+            stamp that is no longer part of it, in UTC unless it has an offset. A forecast belongs
+            to the split that holds all of its horizon; its look-back may reach into the split
+            before.
         val_end: the same for validation.
         test_end: the same for the test; null is the end.
         stride: steps between the origins of training windows. Validation and test take every

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from core.jobs.errors import DataError, UsageError
 from core.jobs.tables import read_table
-from timeseries.data.calendar import grid, infer_frequency, normal, places
+from timeseries.data.calendar import grid, infer_frequency, most_common, normal, places
 
 _DATES = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 _NO_NUMBER = ["", "nan", "na", "?"]
@@ -79,7 +79,7 @@ class _Rows:
 
     def follows(self) -> NDArray[np.bool_]:
         """Whether the row before is of the same series."""
-        return np.equal(np.diff(self.which, prepend=-1), 0)
+        return np.diff(self.which, prepend=-1) == 0
 
     def refuse(self, bad: NDArray[np.bool_], say: Callable[[int], str]) -> None:
         _refuse(self.path, self.number, bad, lambda i: f"{self.names[self.which[i]]!r}: {say(i)}")
@@ -285,7 +285,8 @@ def _refuse_missing(rows: _Rows, what: str) -> None:
     def say(i: int) -> str:
         return what.format(channel=rows.channels[missing[i].argmax()], stamp=rows.shown(i))
 
-    rows.refuse(missing.any(1), say)
+    somewhere = np.logical_or.reduce(missing, axis=1)
+    rows.refuse(somewhere, say)
 
 
 def _common_frequency(parts: Sequence[_Rows], given: str | None) -> str | None:
@@ -315,17 +316,16 @@ def _regular(rows: _Rows, step: str | None, policies: Policies) -> Series:
     """One series with a row for every stamp of its grid and a number in every cell."""
     if step is None:
         place = rows.stamp - rows.stamp[0]
-        steps, counts = np.unique(np.diff(place), return_counts=True)
-        if len(steps) and steps[counts.argmax()] != 1:
+        usual = most_common(np.diff(place)) if len(place) > 1 else 1
+        if usual != 1:
             raise DataError(
-                f"{rows.path} row {rows.number[1]}: {rows.name!r}: stamps step by "
-                f"{steps[counts.argmax()]}; numbers must step by 1; write dates, or give null as "
-                "data.time to number the rows"
+                f"{rows.path} row {rows.number[1]}: {rows.name!r}: stamps step by {usual}; numbers "
+                "must step by 1; write dates, or give null as data.time to number the rows"
             )
     else:
         place = places(rows.stamp, step)
         what = f"is off the grid of {step}; correct it, or give data.frequency"
-        rows.refuse(np.less(place, 0), lambda i: f"stamp {rows.shown(i)} {what}")
+        rows.refuse(place < 0, lambda i: f"stamp {rows.shown(i)} {what}")
     rows = _without_gaps(rows, place, step, policies) if place[-1] >= len(place) else rows
     if np.isnan(rows.values).any():
         for channel in rows.values.T:
