@@ -55,7 +55,11 @@ def test_forecaster_runs(config: Path, server: Server, tmp_path: Path) -> None:
     assert len(rows) == 96 * 7
     assert rows["forecast"].is_finite().all()
     assert (rows["lower_80"] <= rows["forecast"]).all()
-    assert (rows["lower_95"] <= rows["lower_80"]).all()
+    if "q_10" in rows.columns:
+        assert rows["q_10"].to_list() == rows["lower_80"].to_list()
+        assert (rows["q_10"] <= rows["q_60"]).all()
+    else:
+        assert (rows["lower_95"] <= rows["lower_80"]).all()
     assert rows["actual"].null_count() == len(rows)
 
 

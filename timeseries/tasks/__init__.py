@@ -3,5 +3,6 @@
 from core.jobs.optim import Optimisation
 from timeseries.tasks.forecasting import Forecasting
 from timeseries.tasks.pretraining import MaskedPretraining
+from timeseries.tasks.probabilistic import ProbabilisticForecasting
 
-__all__ = ["Forecasting", "MaskedPretraining", "Optimisation"]
+__all__ = ["Forecasting", "MaskedPretraining", "Optimisation", "ProbabilisticForecasting"]

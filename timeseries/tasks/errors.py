@@ -48,9 +48,10 @@ class ForecastErrors(Metric):
 
 
 class Coverage(Metric):
-    """Share of values within each of some intervals around their forecasts.
+    """Share of values within each of some intervals.
 
-    Update with errors (batch, horizon, channels) and half-widths (levels, horizon, channels).
+    Update with values (batch, horizon, channels) and the intervals' ends (levels, batch, horizon,
+    channels).
     """
 
     full_state_update = False
@@ -62,13 +63,52 @@ class Coverage(Metric):
         self.add_state("inside", torch.zeros(levels, dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("values", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(self, errors: Tensor, widths: Tensor) -> None:
-        self.inside += torch.stack([(errors.abs() <= width).sum() for width in widths])
-        self.values += errors.numel()
+    def update(self, values: Tensor, low: Tensor, high: Tensor) -> None:
+        self.inside += ((low <= values) & (values <= high)).flatten(1).sum(1)
+        self.values += values.numel()
 
     def compute(self) -> Tensor:
-        """(levels,); not a number where a width is not."""
+        """(levels,)"""
         return self.inside / self.values
+
+
+class QuantileErrors(Metric):
+    """Quantile losses, weighted as in the M5 competition and GluonTS, and the CRPS they come near.
+
+    Update with quantiles (number, batch, horizon, channels) and truth (batch, horizon, channels),
+    standardised, and the scale's ``mean`` and ``std`` (batch, channels).
+    """
+
+    full_state_update = False
+    losses: Tensor
+    original: Tensor
+    size: Tensor
+    values: Tensor
+    shares: Tensor
+
+    def __init__(self, shares: list[float]) -> None:
+        super().__init__()
+        self.register_buffer("shares", torch.tensor(shares, dtype=torch.float64), persistent=False)
+        for name in ("losses", "original"):
+            zeros = torch.zeros(len(shares), dtype=torch.float64)
+            self.add_state(name, zeros, dist_reduce_fx="sum")
+        self.add_state("size", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("values", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, quantiles: Tensor, truth: Tensor, mean: Tensor, std: Tensor) -> None:
+        error = truth.double() - quantiles.double()
+        share = self.shares[:, None, None, None]
+        loss = torch.maximum(share * error, (share - 1) * error)
+        self.losses += loss.flatten(1).sum(1)
+        self.original += (loss * std.double()[:, None]).flatten(1).sum(1)
+        self.size += (truth.double() * std.double()[:, None] + mean.double()[:, None]).abs().sum()
+        self.values += truth.numel()
+
+    def compute(self) -> dict[str, Tensor]:
+        """``wql``: twice the quantile losses over the sum of absolute values, in the data's units,
+        mean over quantiles; ``crps``: twice the mean quantile loss, standardised."""
+        wql = (2 * self.original / self.size).mean().float()
+        return {"wql": wql, "crps": (2 * self.losses / self.values).mean().float()}
 
 
 def seasonal_naive(past: Tensor, horizon: int, season: int) -> Tensor:

@@ -17,7 +17,7 @@ _ROWS = 1 << 40  # stamps above are dates: 12 days after 1970, in microseconds
 
 @dataclass(frozen=True)
 class Shown:
-    """One window: ``past`` (lookback,), ``future`` and ``forecast`` (horizon,), and half-widths of
+    """One window: ``past`` (lookback,), ``future`` and ``forecast`` (horizon,), and the ends of
     intervals (levels, horizon), all in the data's units; ``stamps`` (lookback + horizon,) in
     microseconds since 1970, or row numbers."""
 
@@ -25,7 +25,8 @@ class Shown:
     past: NDArray
     future: NDArray
     forecast: NDArray
-    widths: NDArray
+    low: NDArray
+    high: NDArray
 
 
 def forecasts_figure(windows: Sequence[Shown], levels: Sequence[float]) -> Figure:
@@ -40,9 +41,8 @@ def forecasts_figure(windows: Sequence[Shown], levels: Sequence[float]) -> Figur
         panel.plot(before, window.past, color=_PALE, label="look-back")
         panel.plot(after, window.future, color=_DARK, label="what happened")
         panel.plot(after, window.forecast, color=_INK, label="forecast")
-        for width, level in zip(window.widths, levels, strict=True):
-            if np.isfinite(width).all():
-                low, high = window.forecast - width, window.forecast + width
+        for low, high, level in zip(window.low, window.high, levels, strict=True):
+            if np.isfinite(low).all():
                 panel.fill_between(
                     after, low, high, color=_INK, alpha=0.15, linewidth=0, label=f"{level:.0%}"
                 )

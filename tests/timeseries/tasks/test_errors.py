@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import mean_absolute_error, mean_squared_error
+from sklearn.metrics import mean_absolute_error, mean_pinball_loss, mean_squared_error
 
-from timeseries.tasks.errors import Coverage, ForecastErrors, seasonal_naive
+from timeseries.tasks.errors import Coverage, ForecastErrors, QuantileErrors, seasonal_naive
 
 WINDOWS, HORIZON, CHANNELS = 11, 5, 3
 SCALE = {"std": (0.5, 2.0, 7.0), "seasonal_error": (1.0, 0.25, 4.0)}
@@ -67,8 +67,45 @@ def test_seasonal_naive_is_the_value_a_season_ago(season: int, used: int) -> Non
         assert torch.equal(forecast[:, step], series[:, -1])
 
 
-def test_coverage_counts_values_within_the_widths() -> None:
+def test_coverage_counts_values_within_the_ends() -> None:
     coverage = Coverage(2)
-    widths = torch.tensor([0.5, 2.0])[:, None, None].expand(2, 2, 1)
-    coverage.update(torch.tensor([[[0.4], [-0.6]], [[3.0], [-2.0]]]), widths)
+    values = torch.tensor([[[0.4], [-0.6]], [[3.0], [-2.0]]])
+    ends = torch.tensor([0.5, 2.0])[:, None, None, None].expand(2, 2, 2, 1)
+    coverage.update(values, -ends, ends)
     assert coverage.compute().tolist() == [0.25, 0.75]
+
+
+def test_quantile_losses_are_those_of_scikit_learn() -> None:
+    shares = [0.1, 0.5, 0.9]
+    _, truth = arrays()
+    generator = torch.Generator().manual_seed(4)
+    quantiles = torch.randn(3, *truth.shape, generator=generator).sort(0).values
+    mean, std = torch.tensor([1.0, -5.0, 100.0]), torch.tensor([0.5, 2.0, 7.0])
+    errors = QuantileErrors(shares)
+    for some in (slice(0, 4), slice(4, WINDOWS)):
+        rows = len(truth[some])
+        errors.update(quantiles[:, some], truth[some], mean.expand(rows, -1), std.expand(rows, -1))
+    found = {name: float(value) for name, value in errors.compute().items()}
+
+    def loss(forecast: torch.Tensor, actual: torch.Tensor, share: float) -> float:
+        flat = actual.double().numpy().ravel(), forecast.double().numpy().ravel()
+        return float(mean_pinball_loss(*flat, alpha=share))
+
+    pairs = list(zip(shares, quantiles, strict=True))
+    assert found["crps"] == pytest.approx(2 * np.mean([loss(q, truth, s) for s, q in pairs]))
+    wide = truth * std + mean
+    losses = [loss(q * std + mean, wide, s) for s, q in pairs]
+    assert found["wql"] == pytest.approx(2 * np.mean(losses) / float(wide.abs().mean()))
+
+
+def test_many_quantiles_of_a_normal_give_its_crps() -> None:
+    """Closed form for N(0, 1) at 0.7 (Gneiting and Raftery 2007, equation 5)."""
+    shares = [(i + 0.5) / 2_000 for i in range(2_000)]
+    normal = torch.distributions.Normal(0.0, 1.0)
+    quantiles = normal.icdf(torch.tensor(shares))[:, None, None, None]
+    errors = QuantileErrors(shares)
+    value = torch.tensor(0.7)
+    errors.update(quantiles, value.reshape(1, 1, 1), torch.zeros(1, 1), torch.ones(1, 1))
+    density = float(normal.log_prob(value).exp())
+    crps = 0.7 * (2 * float(normal.cdf(value)) - 1) + 2 * density - 1 / np.sqrt(np.pi)
+    assert float(errors.compute()["crps"]) == pytest.approx(crps, abs=1e-4)

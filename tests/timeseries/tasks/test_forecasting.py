@@ -113,7 +113,7 @@ def test_another_horizon_than_trained_is_refused() -> None:
     batch = torch.utils.data.default_collate([Noise(1, 0)[0]])
     batch["future_time"] = torch.zeros(1, HORIZON + 1, 0)
     with pytest.raises(UsageError, match=r"forecasts 3 steps and data.protocol.horizon is 4"):
-        task()(batch)
+        task().outcome(batch)
 
 
 def test_a_share_outside_0_and_1_is_refused() -> None:
