@@ -4,7 +4,8 @@
 
 Same sizes (the authors' for ETTh1), same batch, float32, alternating; medians. transformers'
 Informer and Autoformer embed lagged values and end in a distribution: they run on one lag with a
-Student-T head, which is a linear layer. Peak memory: what one training step adds to a fresh process (Linux).
+Student-T head, which is a linear layer. Peak memory: what one training step adds to a fresh
+process (Linux).
 """
 
 from __future__ import annotations

@@ -78,6 +78,7 @@ class ForecastWindows(RecordDataModule):
 
     def _read(self, path: Path) -> list[Series]:
         """All series of a table; read once."""
+        self.protocol.check()
         if path not in self.kept:
             time, name, targets = self.columns
             if targets is None and self.fitted is not None:
@@ -88,10 +89,15 @@ class ForecastWindows(RecordDataModule):
 
     def model_facts(self) -> dict[str, int]:
         """Look-back, horizon, channels, calendar features and season."""
-        path = self.path or self.predict_path
-        if path is None:
+        if self.path is not None:
+            series = self.series(self.path)
+            for one in series:
+                self.protocol.spans(one)  # impossible borders end a command before its run begins
+        elif self.predict_path is not None:
+            series = self._read(self.predict_path)
+        else:
             raise UsageError("data.path is not given; name a CSV or Parquet table")
-        one = (self.series(path) if self.path else self._read(path))[0]
+        one = series[0]
         return {
             "lookback": self.protocol.lookback,
             "horizon": self.protocol.horizon,

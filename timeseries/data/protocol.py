@@ -43,13 +43,17 @@ class Protocol:
     stride: int = 1
     scale: Literal["standard", "none"] = "standard"
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises UsageError for sizes below 1. Not on construction, where the command line's
+        parser would hide the error behind its own."""
         for name in ("lookback", "horizon", "stride"):
             if getattr(self, name) < 1:
                 raise UsageError(f"data.protocol.{name} is {getattr(self, name)}; it must be >= 1")
 
     def spans(self, series: Series) -> dict[str, tuple[int, int]]:
-        """Rows [start, end) of train, val and test. Raises UsageError for borders out of order."""
+        """Rows [start, end) of train, val and test. Raises UsageError for borders out of order and
+        sizes below 1."""
+        self.check()
         ends = [_row(series, border) for border in (self.train_end, self.val_end, self.test_end)]
         if not 0 < ends[0] <= ends[1] <= ends[2] <= len(series):
             raise UsageError(
