@@ -19,8 +19,11 @@ SIZES = [(48, 24, 3), (33, 7, 1)]  # look-back, horizon, channels
 # Small enough for a test of a second.
 OPTIONS: dict[str, dict[str, Any]] = {
     "Autoformer": {"dim": 16, "feedforward": 32, "label_length": 16},
+    "DeepAR": {"hidden_size": 8},
     "Informer": {"dim": 16, "heads": 2, "feedforward": 32, "label_length": 16},
+    "NHiTS": {"hidden_size": 16},
     "PatchTSMixer": {"dim": 16, "layers": 2, "patch_length": 8, "stride": 8},
+    "TemporalFusionTransformer": {"hidden_size": 8, "hidden_continuous_size": 4},
 }
 
 

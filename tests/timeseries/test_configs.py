@@ -10,9 +10,14 @@ import pytest
 import torch
 from forked_cli import Server
 
+from core.jobs.shards import load_predictions
+from timeseries.studies import trains
+
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "timeseries" / "configs").glob("*.yaml"))
 PRETRAINING = ROOT / "timeseries" / "configs" / "masked_pretraining.yaml"
+TRAINED = [c for c in CONFIGS if trains(c) and c != PRETRAINING]
+UNTRAINED = [c for c in CONFIGS if not trains(c)]
 # Shorter than shipped, to keep the test short.
 FEW = ("--data.init_args.protocol.stride", "500", "--data.init_args.batch_size", "4")
 
@@ -43,7 +48,7 @@ def steps(server: Server, config: Path, *more: str) -> tuple[str, str]:
     return folder, run(server, "test", "--ckpt_path", folder, *few)
 
 
-@pytest.mark.parametrize("config", [c for c in CONFIGS if c != PRETRAINING], ids=lambda c: c.stem)
+@pytest.mark.parametrize("config", TRAINED, ids=lambda c: c.stem)
 def test_forecaster_runs(config: Path, server: Server, tmp_path: Path) -> None:
     folder, tested = steps(server, config)
     for metric in ("mse", "mae_original", "mase", "mse_seasonal_naive", "coverage_80"):
@@ -82,3 +87,19 @@ def test_pretraining_runs_and_a_forecaster_starts_from_it(server: Server) -> Non
     )
     assert code == 2
     assert f"DLinear has no encoder to start from {folder}" in said
+
+
+@pytest.mark.parametrize("config", UNTRAINED, ids=lambda c: c.stem)
+def test_untrained_runs(config: Path, server: Server, tmp_path: Path) -> None:
+    one = ["--config", str(config), "--data.init_args.batch_size", "1"]
+    one += ["--data.init_args.targets", "[global_active_power]"]
+    said = run(server, "test", *one, "--trainer.limit_test_batches", "2")
+    metrics = dict(word.split() for word in said.split("test done: ")[1].split("\n")[0].split("  "))
+    if config.stem == "seasonal_naive":
+        assert metrics["test/mse"] == metrics["test/mse_seasonal_naive"]
+    out = tmp_path / "rows"
+    run(server, "predict", *one, "--predictions.path", str(out))
+    assert load_predictions(out).collect()["forecast"].is_finite().all()
+    code, said = server.run("fit", *one)
+    assert code == 2
+    assert "StatisticalForecaster has nothing to train" in said

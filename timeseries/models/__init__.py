@@ -6,16 +6,31 @@ from timeseries.models.informer import Informer
 from timeseries.models.lmuformer import LMUFormer
 from timeseries.models.mixer import MixerForecaster
 from timeseries.models.patchtsmixer import PatchTSMixer, PatchTSMixerPretraining
+from timeseries.models.pytorch_forecasting_models import DeepAR, NHiTS, TemporalFusionTransformer
+from timeseries.models.statistical import StatisticalForecaster
 
-FORECASTERS = (Autoformer, DLinear, Informer, MixerForecaster, PatchTSMixer)
+FORECASTERS = (
+    Autoformer,
+    DeepAR,
+    DLinear,
+    Informer,
+    MixerForecaster,
+    NHiTS,
+    PatchTSMixer,
+    TemporalFusionTransformer,
+)
 
 __all__ = [
     "FORECASTERS",
     "Autoformer",
     "DLinear",
+    "DeepAR",
     "Informer",
     "LMUFormer",
     "MixerForecaster",
+    "NHiTS",
     "PatchTSMixer",
     "PatchTSMixerPretraining",
+    "StatisticalForecaster",
+    "TemporalFusionTransformer",
 ]

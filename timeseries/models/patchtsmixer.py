@@ -218,7 +218,7 @@ class PatchTSMixer(nn.Module):
         **encoder: Any,
     ) -> None:
         super().__init__()
-        check_sizes(lookback=lookback, horizon=horizon, channels=channels)
+        check_sizes(horizon=horizon)  # the encoder checks the others
         _check_choices(scaling=(scaling, Scaling))
         self.scaling: Scaling = scaling
         self.encoder = PatchTSMixerEncoder(lookback, channels, **encoder)
@@ -305,7 +305,6 @@ class PatchTSMixerPretraining(nn.Module):
         **encoder: Any,
     ) -> None:
         super().__init__()
-        check_sizes(lookback=lookback, channels=channels)
         _check_choices(scaling=(scaling, Scaling))
         self.scaling: Scaling = scaling
         self.encoder = PatchTSMixerEncoder(lookback, channels, stride=stride, **encoder)

@@ -450,6 +450,13 @@ def test_embedding_by_definition(features: int, time: int) -> None:
     assert_close(layer(x, calendar), expected)
 
 
+def test_value_embeddings_start_as_the_authors_do() -> None:
+    """Normal with variance 2 over the inputs of an output: three steps of each channel."""
+    weight = Embedding(7, 0, 4096, dropout=0.0).value.weight
+    assert weight.mean().item() == pytest.approx(0, abs=0.01)
+    assert weight.std().item() == pytest.approx((2 / 21) ** 0.5, rel=0.02)
+
+
 # Promises of a forecaster
 
 SIZES = pytest.mark.parametrize(

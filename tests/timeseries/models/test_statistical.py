@@ -1,0 +1,194 @@
+"""statsforecast's models behind the interface, against the library's own command on a table."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from statsforecast import StatsForecast
+from statsforecast.models import AutoARIMA, AutoETS, AutoTheta, SeasonalNaive
+from torch import Tensor
+
+from core.jobs.errors import UsageError
+from timeseries.models import statistical
+from timeseries.models.statistical import StatisticalForecaster
+from timeseries.tasks import Forecasting
+
+LOOKBACK, HORIZON, CHANNELS, SEASON = 36, 7, 2, 6
+LIBRARY = {
+    "seasonal_naive": SeasonalNaive(SEASON),
+    "auto_ets": AutoETS(SEASON, model="AZZ"),
+    "auto_arima": AutoARIMA(season_length=SEASON),
+    "auto_theta": AutoTheta(SEASON, decomposition_type="additive"),
+}
+
+
+def windows(lookback: int = LOOKBACK, batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    """Seasons that grow with the level, above 0: what a multiplicative model fits best."""
+    generator = torch.Generator().manual_seed(0)
+    steps = torch.arange(lookback)[None, :, None]
+    level = torch.rand(batch, 1, CHANNELS, generator=generator) + 1 + 0.1 * steps
+    season = 1 + 0.5 * torch.sin(2 * torch.pi * steps / SEASON)
+    noise = 1 + 0.02 * torch.randn(batch, lookback, CHANNELS, generator=generator)
+    past = level * season * noise
+    return past, past[..., :0], past.new_zeros(batch, HORIZON, 0)
+
+
+def build(method: Any, lookback: int = LOOKBACK, **options: Any) -> StatisticalForecaster:
+    sizes = {"lookback": lookback, "horizon": HORIZON, "season": SEASON}
+    return StatisticalForecaster(method, **{**sizes, **options})
+
+
+def by_table(model: Any, past: Tensor) -> Tensor:
+    """The library's forecasts of a long table with a series for each window and channel."""
+    batch, lookback, channels = past.shape
+    table = pd.DataFrame(
+        {
+            "unique_id": np.repeat(np.arange(batch * channels), lookback),
+            "ds": np.tile(np.arange(lookback), batch * channels),
+            "y": past.transpose(1, 2).flatten().double().numpy(),
+        }
+    )
+    rows = StatsForecast([model], freq=1).forecast(df=table, h=HORIZON)
+    values = torch.tensor(rows.sort_values(["unique_id", "ds"])[model.alias].to_numpy())
+    return values.unflatten(0, (batch, channels, HORIZON)).transpose(1, 2)
+
+
+@pytest.mark.parametrize("method", LIBRARY)
+def test_equals_the_library_on_a_table(method: str) -> None:
+    model = build(method)
+    batch = windows()
+    forecast = model(*batch)
+    assert forecast.shape == (2, HORIZON, CHANNELS)
+    assert forecast.dtype == torch.float32
+    assert torch.equal(forecast, by_table(LIBRARY[method], batch[0]).float())
+    assert model.failures == 0
+
+
+@pytest.mark.parametrize("default", [AutoETS(SEASON), AutoTheta(SEASON)], ids=str)
+def test_additive_where_the_library_would_multiply(default: Any) -> None:
+    """Or the test above would say nothing about it."""
+    method = {"AutoETS": "auto_ets", "AutoTheta": "auto_theta"}[default.alias]
+    batch = windows()
+    assert (build(method)(*batch) - by_table(default, batch[0])).abs().max() > 0.1
+
+
+def test_a_failing_fit_is_naive_and_counted() -> None:
+    batch = windows(lookback=6)  # the library refuses to choose among ETS models on so few values
+    model = build("auto_ets", lookback=6)
+    with pytest.raises(NotImplementedError, match="tiny datasets"):
+        model.model.forecast(y=batch[0][0, :, 0].numpy(), h=HORIZON)
+    forecast = model(*batch)
+    assert torch.equal(forecast, batch[0][:, torch.arange(HORIZON) % SEASON])
+    assert model.failures == 2 * CHANNELS
+    model(*batch)
+    assert model.failures == 4 * CHANNELS
+
+
+def test_a_forecast_that_is_not_finite_is_naive(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = windows()
+    model = build("auto_theta")
+    whole = model(*batch)
+    own, broken = model.model.forecast, batch[0][0, -1, 1].item()
+
+    def forecast(y: Any, h: int) -> Any:
+        found = own(y=y, h=h)["mean"]
+        return {"mean": np.where(np.arange(h) == 3, np.inf, found) if y[-1] == broken else found}
+
+    monkeypatch.setattr(model.model, "forecast", forecast)
+    found = model(*batch)
+    naive = batch[0][0, -SEASON:, 1][torch.arange(HORIZON) % SEASON]
+    assert torch.equal(found[0, :, 1], naive)
+    assert torch.equal(found[..., 0], whole[..., 0])
+    assert torch.equal(found[1], whole[1])
+    assert model.failures == 1
+
+
+def test_a_season_longer_than_the_look_back() -> None:
+    batch = windows(lookback=5)
+    model = build("seasonal_naive", lookback=5)
+    assert torch.equal(model(*batch), batch[0][:, -1:].expand(-1, HORIZON, -1))
+    assert model.failures == 0
+
+
+def test_a_constant_look_back_is_forecast_without_a_warning() -> None:
+    """With the season's test, which divides by its variance."""
+    past = torch.full((1, LOOKBACK, 1), 0.5)
+    model = build("auto_theta")
+    forecast = model(past, past[..., :0], past.new_zeros(1, HORIZON, 0))
+    assert torch.allclose(forecast, torch.tensor(0.5))
+    assert model.failures == 0
+
+
+def test_rows_keep_their_order_in_parallel(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = windows(batch=4)
+    with ThreadPoolExecutor(4) as pool:
+        monkeypatch.setattr(statistical, "_pool", lambda processes: pool)
+        found = build("auto_theta", processes=4)(*batch)
+        tiny = build("auto_ets", lookback=6, processes=4)
+        tiny(*windows(lookback=6))
+    assert torch.equal(found, build("auto_theta")(*batch))
+    assert tiny.failures == 2 * CHANNELS
+
+
+def test_a_killed_process_is_no_failed_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(ThreadPoolExecutor):
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+            raised: Future = Future()
+            raised.set_exception(BrokenExecutor("a process was killed"))
+            return raised
+
+    monkeypatch.setattr(statistical, "_pool", Killed)
+    model = build("auto_theta", processes=2)
+    with pytest.raises(BrokenExecutor):
+        model(*windows())
+
+
+@pytest.mark.slow
+def test_processes() -> None:
+    batch = windows()
+    assert torch.equal(build("auto_theta", processes=2)(*batch), build("auto_theta")(*batch))
+    tiny = build("auto_ets", lookback=6, processes=2)
+    tiny(*windows(lookback=6))
+    assert tiny.failures == 2 * CHANNELS
+
+
+def test_half_precision_of_the_caller() -> None:
+    past, *times = windows()
+    half = past.bfloat16()
+    forecast = build("auto_theta")(half, *times)
+    assert forecast.dtype == torch.bfloat16
+    assert torch.equal(forecast, build("auto_theta")(half.float(), *times).bfloat16())
+
+
+def test_fit_is_refused_in_one_line() -> None:
+    model = build("seasonal_naive")
+    assert not list(model.parameters())
+    assert not model.state_dict()
+    task = Forecasting(model, horizon=HORIZON, channels=CHANNELS, season=SEASON)
+    with pytest.raises(UsageError, match="StatisticalForecaster has nothing to train; use test"):
+        task.configure_optimizers()
+
+
+@pytest.mark.parametrize("size", ["lookback", "horizon", "season", "processes"])
+def test_a_size_below_one_is_named(size: str) -> None:
+    with pytest.raises(ValueError, match=f"{size} is 0"):
+        build("auto_ets", **{size: 0})
+
+
+def test_an_unknown_method_is_named() -> None:
+    with pytest.raises(ValueError, match="give one of seasonal_naive, auto_ets"):
+        build("arima")
+
+
+def test_seasonal_naive_by_hand() -> None:
+    batch = windows()
+    forecast = build("seasonal_naive")(*batch)
+    for step in range(HORIZON):
+        source = LOOKBACK + step - SEASON * math.ceil((step + 1) / SEASON)
+        assert torch.equal(forecast[:, step], batch[0][:, source])
