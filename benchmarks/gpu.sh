@@ -13,7 +13,7 @@ export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 mkdir -p "$out"
 case $part in
   tests)
-    "$python" -m pytest -m gpu -p no:benchmark -q tests/core --junitxml "$out/gpu_tests.xml"
+    "$python" -m pytest -m gpu -p no:benchmark -q tests/core/ops tests/core/mixers --junitxml "$out/gpu_tests.xml"
     ;;
   longest)
     "$python" benchmarks/genomics/longest_context.py --out "$out/longest_context.json"

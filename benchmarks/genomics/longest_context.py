@@ -53,7 +53,7 @@ def step_of(length: int, width: int, layers: int, recompute: bool) -> dict[str, 
         "step_ms": 1e3 * seconds,
         "tokens_per_second": length / seconds,
         "peak_mib": torch.cuda.max_memory_allocated() / 2**20,
-        "loss": float(loss),
+        "loss": loss.item(),
     }
 
 
