@@ -137,6 +137,7 @@ class _Job(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         assert self.trainer is not None
+        self.datamodule.trainer = self.trainer  # as in the other commands
         self.datamodule.setup(stage)
         records = self.datamodule.predict_records()
         # Rank zero alone looks at the folder; what it finds, an error too, goes to all.

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from core.jobs.data import Record, RecordDataModule, SkipRecord
@@ -15,6 +16,7 @@ from core.jobs.errors import DataError, UsageError
 from core.jobs.loader import ResumableLoader
 from core.jobs.shards import load_predictions
 from timeseries.data import calendar
+from timeseries.data.covariates import Covariates, static_columns
 from timeseries.data.protocol import Protocol, check_length
 from timeseries.data.series import Policies, Series, read_series
 from timeseries.data.windows import Fitted, ForecastRecords, Windows, fit
@@ -30,6 +32,12 @@ class ForecastWindows(RecordDataModule):
         series: column that names the series of a row (long table); null for one series whose
             channels are columns (wide table).
         targets: columns to forecast; null takes ``y`` of a long table, all of a wide one.
+        known: columns of covariates that are known for the horizon as well, such as holidays. For
+            ``predict`` from the end of a file, rows after the last target hold them, with empty
+            targets.
+        observed: columns of covariates that are known up to the present, such as weather.
+        static: columns that do not change within a series: numbers, or text, which becomes one
+            feature a category. They are settled in training, like the scale.
         frequency: step of the stamps such as ``1h``; null infers it.
         protocol: look-back, horizon, borders and scale.
         policies: what becomes of gaps, duplicates and other flaws.
@@ -54,6 +62,9 @@ class ForecastWindows(RecordDataModule):
         time: str | None = "ds",
         series: str | None = "unique_id",
         targets: list[str] | None = None,
+        known: list[str] = [],  # noqa: B006  # read only
+        observed: list[str] = [],  # noqa: B006  # read only
+        static: list[str] = [],  # noqa: B006  # read only
         frequency: str | None = None,
         protocol: Protocol = Protocol(),  # noqa: B008  # read only
         policies: Policies = Policies(),  # noqa: B008  # read only
@@ -65,6 +76,11 @@ class ForecastWindows(RecordDataModule):
         self.path = None if path is None else Path(path)
         self.predict_path = None if predict_path is None else Path(predict_path)
         self.columns = (time, series, targets)
+        self.covariates = Covariates(tuple(known), tuple(observed), tuple(static))
+        given = {
+            name: "double[][]" for name in ("known", "observed") if getattr(self.covariates, name)
+        }
+        self.input_columns = {**self.input_columns, **given}
         self.frequency = frequency
         self.protocol = protocol
         self.policies = policies
@@ -83,12 +99,13 @@ class ForecastWindows(RecordDataModule):
             time, name, targets = self.columns
             if targets is None and self.fitted is not None:
                 targets = list(self.fitted.channels)
-            found = read_series(path, time, name, targets, self.policies, self.frequency)
-            self.kept[path] = found
+            self.kept[path] = read_series(
+                path, time, name, targets, self.policies, self.frequency, self.covariates
+            )
         return self.kept[path]
 
     def model_facts(self) -> dict[str, int]:
-        """Look-back, horizon, channels, calendar features and season."""
+        """Look-back, horizon, channels, features beside them (calendar, covariates) and season."""
         if self.path is not None:
             series = self.series(self.path)
             for one in series:
@@ -98,15 +115,20 @@ class ForecastWindows(RecordDataModule):
         else:
             raise UsageError("data.path is not given; name a CSV or Parquet table")
         one = series[0]
+        statics = static_columns([one.static for one in series])
+        columns = len(self.covariates.known) + len(self.covariates.observed)
+        covariates = columns + sum(column.width for column in statics)
         return {
             "lookback": self.protocol.lookback,
             "horizon": self.protocol.horizon,
             "channels": len(one.channels),
-            "time_features": len(calendar.names(one.frequency)),
+            "time_features": len(calendar.names(one.frequency)) + covariates,
             "season": calendar.season(one.frequency),
         }
 
     def setup(self, stage: str) -> None:
+        if self.covariates and self.trainer is not None:
+            _check_reads_time(self.trainer.lightning_module)
         elsewhere = stage == "predict" and self.predict_path is not None
         if elsewhere and (self.fitted is not None or self.path is None):
             return
@@ -114,8 +136,15 @@ class ForecastWindows(RecordDataModule):
             raise UsageError(f"{stage} needs data.path, a CSV or Parquet table of series")
         series = self.series(self.path)
         if self.fitted is None:
-            self.fitted = fit(series, self.protocol)
-        self.fitted.check(series, self.path)
+            self.fitted = fit(series, self.protocol, self.covariates)
+        self._check(series, self.path)
+
+    def _check(self, series: Sequence[Series], path: Path) -> None:
+        """Raises DataError if the series of ``path`` are not as in training."""
+        assert self.fitted is not None
+        self.fitted.check(series, path)
+        static = {one.name: one.static for one in series if one.static}
+        self.fitted.covariates.check(path, self.covariates, static)
 
     def windows(self, split: str) -> Windows:
         """All windows of a split. Raises DataError if it has room for none."""
@@ -168,12 +197,25 @@ class ForecastWindows(RecordDataModule):
             series = self._read(path)
             if self.policies.short == "fail":
                 check_length(series, self.protocol, skip=False, ahead=False)
+            self._check_ahead(series, path)
             origins = [range(len(one), len(one) + 1) for one in series]
         else:
             series = self.series(path)
             origins = [self.protocol.origins(self.protocol.spans(one)["test"]) for one in series]
-        self.fitted.check(series, path)
+        self._check(series, path)
         return ForecastRecords(series, origins, self.protocol)
+
+    def _check_ahead(self, series: Sequence[Series], path: Path) -> None:
+        """Raises DataError for a series whose known covariates end before the horizon."""
+        horizon = self.protocol.horizon
+        for one in series if self.covariates.known else ():
+            rows = len(one.known) - len(one)
+            if rows < horizon:
+                raise DataError(
+                    f"{path}: series {one.name!r} has {rows} rows after its last target, and the "
+                    f"horizon needs {horizon}; add rows with {', '.join(self.covariates.known)} "
+                    "and empty targets"
+                )
 
     def encode(self, record: Record) -> dict[str, Any]:
         assert self.fitted is not None
@@ -188,6 +230,7 @@ class ForecastWindows(RecordDataModule):
             values = np.empty((lookback, 0))
         if len(values) < lookback:
             raise SkipRecord(f"{len(values)} values, fewer than the look-back of {lookback}")
+        given = len(values)
         values = values[-lookback:]
         if values.shape[1:] != (len(self.fitted.channels),) or not np.isfinite(values).all():
             channels = ", ".join(self.fitted.channels)
@@ -197,16 +240,38 @@ class ForecastWindows(RecordDataModule):
         except ValueError as error:
             kind = "a whole number" if frequency is None else "a stamp such as 2024-01-31T13:00:00"
             raise SkipRecord(f"origin {record['origin']!r} is not {kind}") from error
+        past_time = [calendar.features(known, frequency)]
+        future_time = [calendar.features(ahead, frequency)]
+        if self.covariates:
+            past, future = self._encoded_covariates(record, name, given)
+            past_time, future_time = [*past_time, past], [*future_time, future]
         return {
             **{key: record[key] for key in ("id", "series", "origin", "actual") if key in record},
             "stamps": ahead,
             "past": ((values - scale.mean) / scale.std).astype(np.float32),
-            "past_time": calendar.features(known, frequency),
-            "future_time": calendar.features(ahead, frequency),
+            "past_time": np.hstack(past_time),
+            "future_time": np.hstack(future_time),
             # not float32, whose rounding of a large mean would be an error of the forecast
             "mean": scale.mean,
             "std": scale.std,
         }
+
+    def _encoded_covariates(self, record: Record, name: str, given: int) -> tuple[Any, Any]:
+        """Features (lookback, features) and (horizon, features) of a record with ``given`` values.
+        Raises SkipRecord for what is not there."""
+        assert self.fitted is not None
+        fitted = self.fitted.covariates
+        lookback, horizon = self.protocol.lookback, self.protocol.horizon
+        known = _table(record, "known", fitted.columns.known, given + horizon)
+        observed = _table(record, "observed", fitted.columns.observed, given)
+        ahead = fitted.scaled(known[given:])
+        features = np.hstack([known[given - lookback : given], observed[given - lookback :]])
+        constant = fitted.constant(name)
+        unknown = np.zeros((horizon, observed.shape[1]), np.float32)  # the mean of training
+        return (
+            np.hstack([fitted.scaled(features), np.tile(constant, (lookback, 1))]),
+            np.hstack([ahead, unknown, np.tile(constant, (horizon, 1))]),
+        )
 
     def collate(self, examples: list[Any]) -> dict[str, Any]:
         tensors = ("past", "past_time", "future_time", "mean", "std")
@@ -238,6 +303,30 @@ def _stamps(origin: str, frequency: str | None, lookback: int, horizon: int) -> 
     last = calendar.stamp(origin)
     known = calendar.grid(last, frequency, 1 - lookback, 1)
     return known, calendar.grid(last, frequency, 1, horizon + 1)
+
+
+def _table(record: Record, key: str, columns: Sequence[str], rows: int) -> NDArray[np.float64]:
+    """(rows, columns) of a record. Raises SkipRecord if it is not that."""
+    if not columns:
+        return np.zeros((rows, 0))
+    try:
+        found = np.array([np.asarray(row, np.float64) for row in record[key]])
+    except (KeyError, TypeError, ValueError):
+        found = np.empty((0, 0))
+    if found.shape != (rows, len(columns)) or not np.isfinite(found).all():
+        names = ", ".join(columns)
+        raise SkipRecord(f"{key} must be {rows} rows of one finite number for each of {names}")
+    return found
+
+
+def _check_reads_time(task: Any) -> None:
+    """Raises UsageError for a model that would drop covariates without a word."""
+    model = getattr(task, "model", task)
+    if not getattr(model, "reads_time", False):
+        raise UsageError(
+            f"{type(model).__name__} does not read covariates; leave out data.known, data.observed "
+            "and data.static, or take a model that does, such as Informer"
+        )
 
 
 def _unchanged(batch: Any) -> Any:

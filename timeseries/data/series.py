@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from core.jobs.errors import DataError, UsageError
 from core.jobs.tables import read_table
 from timeseries.data.calendar import grid, infer_frequency, most_common, normal, places
+from timeseries.data.covariates import Covariates, Value
 
 _DATES = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 _NO_NUMBER = ["", "nan", "na", "?"]
@@ -42,7 +43,9 @@ class Series:
     """``stamps`` (time,), datetime64[us] in UTC or whole numbers; ``values`` (time, channels).
 
     ``frequency`` is the step of the grid as polars writes it (``1h``, ``1mo``), ``1me`` for the
-    last days of months, or None where the stamps are numbers.
+    last days of months, or None where the stamps are numbers. Of covariates, ``known`` (time +
+    ahead, columns) goes on behind the last target, ``observed`` (time, columns) does not, and
+    ``static`` has a number or text a column.
     """
 
     name: str
@@ -50,6 +53,9 @@ class Series:
     stamps: NDArray
     values: NDArray[np.float64]
     frequency: str | None
+    known: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
+    observed: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
+    static: tuple[Value, ...] = ()
 
     def __len__(self) -> int:
         return len(self.stamps)
@@ -58,7 +64,8 @@ class Series:
 @dataclass
 class _Rows:
     """Rows, series by series: ``number`` in the file, from 1; ``which`` of the ``names``;
-    ``stamp``; ``values`` (rows, channels), not a number where missing."""
+    ``stamp``; ``values`` (rows, columns), not a number where missing: ``channels``, then covariates
+    that are ``known``, then those observed. ``static`` values by series."""
 
     path: Path
     names: list[str]
@@ -67,6 +74,23 @@ class _Rows:
     which: NDArray[np.int64]
     stamp: NDArray
     values: NDArray[np.float64]
+    covariates: Covariates = field(default_factory=Covariates)
+    static: list[tuple[Value, ...]] = field(default_factory=list)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.channels + self.covariates.known + self.covariates.observed
+
+    def ahead(self) -> NDArray[np.bool_]:
+        """Rows after the last target of their series, which only known covariates may have."""
+        if not self.covariates.known:
+            return np.zeros(len(self.which), bool)
+        has = np.logical_or.reduce(~np.isnan(self.values[:, : len(self.channels)]), axis=1)
+        at, which = np.arange(len(has)), self.which - self.which[0]
+        last = np.full(which[-1] + 1, -1)
+        np.maximum.at(last, which[has], at[has])
+        # a series without any target has no end of them either
+        return (at > last[which]) & (last[which] >= 0)
 
     def take(self, chosen: NDArray | slice) -> _Rows:
         return replace(
@@ -100,6 +124,7 @@ def read_series(
     targets: Sequence[str] | None = None,
     policies: Policies = Policies(),  # noqa: B008  # read only
     frequency: str | None = None,
+    covariates: Covariates = Covariates(),  # noqa: B008  # read only
 ) -> list[Series]:
     """Every series of a CSV, TSV or Parquet table, in the order of the file.
 
@@ -107,24 +132,35 @@ def read_series(
     Wide: with ``series`` None the table is one series, named ``table``, of many channels:
     ``targets``, or all columns but ``time``. Stamps are dates with the year first, or whole numbers
     that step by 1; those with an offset are turned into UTC. With ``time`` None the rows of a
-    series are numbered from 1. ``frequency`` is inferred where it is not given.
+    series are numbered from 1. ``frequency`` is inferred where it is not given. Rows behind the
+    last target of a series are its future if ``covariates`` has known columns; the rules hold for
+    covariates as for targets, but nothing fills a known one there.
 
     Raises DataError with the row's number, counted from 1 without the header, where a rule of
     ``policies`` is broken or a stamp lies off the grid; UsageError if no target is named or found,
     or ``frequency`` is none.
     """
     step = None if frequency is None else normal(frequency)
-    named = [c for c in (time, series, *(targets or ())) if c is not None]
+    beside = [c for columns in vars(covariates).values() for c in columns]
+    named = [c for c in (time, series, *(targets or ()), *beside) if c is not None]
     table = read_table(path, named)
     if targets is None:
-        targets = ["y"] if series is not None else [c for c in table.columns if c != time]
+        others = [c for c in table.columns if c != time and c not in beside]
+        targets = ["y"] if series is not None else others
     if not targets:
         raise UsageError(f"{path}: no column is left as a target; name data.targets")
-    rows = _grouped(table, path, time, series, targets)
+    taken = [*targets, *beside]
+    twice = [column for i, column in enumerate(taken) if column in taken[:i]]
+    if twice:
+        raise UsageError(f"column {twice[0]!r} is named twice among data's targets and covariates")
+    rows = _grouped(table, path, time, series, targets, covariates)
     del table
     rows = _without_duplicates(_sorted(rows, policies), policies)
+    ahead = rows.ahead()
+    what = "no {channel} at {stamp}, after the last target; give every known covariate there"
+    _refuse_missing(rows, what, ahead)
     if policies.missing == "fail":
-        _refuse_missing(rows, "no {channel} at {stamp}; set data.policies.missing")
+        _refuse_missing(rows, "no {channel} at {stamp}; set data.policies.missing", ~ahead)
     ends = np.flatnonzero(np.diff(rows.which, append=-1)) + 1
     parts = [rows.take(slice(*ab)) for ab in zip([0, *ends[:-1]], ends, strict=True)]
     step = _common_frequency(parts, step)
@@ -147,7 +183,12 @@ def _refuse(
 
 
 def _grouped(
-    table: pl.DataFrame, path: Path, time: str | None, series: str | None, targets: Sequence[str]
+    table: pl.DataFrame,
+    path: Path,
+    time: str | None,
+    series: str | None,
+    targets: Sequence[str],
+    covariates: Covariates,
 ) -> _Rows:
     """The rows of each series together, in the order of the file."""
     absent = [name for name in targets if name not in table.columns]
@@ -156,23 +197,62 @@ def _grouped(
         raise DataError(f"{path}: no column {absent[0]!r}; it has {has}; name data.targets")
     number = np.arange(1, len(table) + 1)
     stamp = number if time is None else _stamps(table[time], path).to_numpy()
-    values = np.empty((len(table), len(targets)))
-    for i, target in enumerate(targets):
-        values[:, i] = _numbers(table[target], path)
+    columns = [*targets, *covariates.known, *covariates.observed]
+    values = np.empty((len(table), len(columns)))
+    for i, column in enumerate(columns):
+        values[:, i] = _numbers(table[column], path)
     if series is None:
         which = np.zeros(len(table), np.int64)
-        return _Rows(path, ["table"], tuple(targets), number, which, stamp, values)
+        static = _static(table, path, ["table"], which, covariates.static)
+        whole = (path, ["table"], tuple(targets), number, which, stamp, values)
+        return _Rows(*whole, covariates, static)
     name = table[series].cast(pl.String)
     _refuse(path, number, name.is_null().to_numpy(), lambda _: f"has no {series}")
     names = name.unique(maintain_order=True)
     which = name.replace_strict(names, np.arange(len(names)), return_dtype=pl.Int64).to_numpy()
-    rows = _Rows(path, names.to_list(), tuple(targets), number, which, stamp, values)
+    static = _static(table, path, names.to_list(), which, covariates.static)
+    whole = (path, names.to_list(), tuple(targets), number, which, stamp, values)
+    rows = _Rows(*whole, covariates, static)
     if (np.diff(which) < 0).any():
         rows = rows.take(np.argsort(which, kind="stable"))
     if time is None:
         begins = np.maximum.accumulate(np.where(rows.follows(), 0, number))
         rows.stamp = number - begins + 1
     return rows
+
+
+def _static(
+    table: pl.DataFrame,
+    path: Path,
+    names: list[str],
+    which: NDArray[np.int64],
+    columns: Sequence[str],
+) -> list[tuple[Value, ...]]:
+    """The values of each series: numbers where the whole column is, else text."""
+    number = np.arange(1, len(table) + 1)
+    first = np.unique(which, return_index=True)[1]
+    found: list[list[Value]] = []
+    for name in columns:
+        text = table[name].cast(pl.String).str.strip_chars()
+        empty = (text.is_null() | (text == "")).to_numpy()
+        _refuse(path, number, empty, lambda _, name=name: f"has no {name}")  # type: ignore[misc]
+        values = text.to_numpy()
+        if table[name].dtype == pl.Boolean:
+            text = table[name].cast(pl.Float64).cast(pl.String)
+        usual = values[first][which]
+        _refuse(
+            path,
+            number,
+            values != usual,
+            lambda i, name=name, usual=usual, values=values: (  # type: ignore[misc]
+                f"{names[which[i]]!r}: static {name} is {values[i]!r}, before it was {usual[i]!r}; "
+                "name it in data.known or data.observed"
+            ),
+        )
+        numbers = text.cast(pl.Float64, strict=False)
+        finite = numbers.is_finite().fill_null(False).all()
+        found.append((numbers if finite else text).gather(first).to_list())
+    return list(zip(*found, strict=True)) if found else [() for _ in names]
 
 
 def _stamps(column: pl.Series, path: Path) -> pl.Series:
@@ -277,13 +357,19 @@ def _without_duplicates(rows: _Rows, policies: Policies) -> _Rows:
     return first
 
 
-def _refuse_missing(rows: _Rows, what: str) -> None:
-    missing = np.isnan(rows.values)
+def _refuse_missing(rows: _Rows, what: str, among: NDArray[np.bool_]) -> None:
+    """For rows ``among`` which there must be a number in every cell; of those after the last
+    target, in every known covariate."""
+    missing = np.isnan(rows.values) & among[:, None]
     if not missing.any():
         return
+    count = len(rows.channels), len(rows.covariates.known)
+    other = np.ones(missing.shape[1], bool)
+    other[count[0] : sum(count)] = False
+    missing[np.ix_(rows.ahead(), other)] = False
 
     def say(i: int) -> str:
-        return what.format(channel=rows.channels[missing[i].argmax()], stamp=rows.shown(i))
+        return what.format(channel=rows.columns[missing[i].argmax()], stamp=rows.shown(i))
 
     somewhere = np.logical_or.reduce(missing, axis=1)
     rows.refuse(somewhere, say)
@@ -326,12 +412,25 @@ def _regular(rows: _Rows, step: str | None, policies: Policies) -> Series:
         place = places(rows.stamp, step)
         what = f"is off the grid of {step}; correct it, or give data.frequency"
         rows.refuse(place < 0, lambda i: f"stamp {rows.shown(i)} {what}")
+    end = int(place[~rows.ahead()][-1]) + 1  # behind it nothing is known of the targets
     rows = _without_gaps(rows, place, step, policies) if place[-1] >= len(place) else rows
-    if np.isnan(rows.values).any():
-        for channel in rows.values.T:
+    past = rows.take(slice(end))
+    if np.isnan(past.values).any():
+        for channel in past.values.T:
             _fill(channel, np.isnan(channel), policies.missing)
-        _refuse_missing(rows, "nothing to fill {channel} with at {stamp}")
-    return Series(rows.name, rows.channels, rows.stamp, rows.values, step)
+        every = np.ones(end, bool)
+        _refuse_missing(past, "nothing to fill {channel} with at {stamp}", every)
+    first, second = len(rows.channels), len(rows.channels) + len(rows.covariates.known)
+    return Series(
+        rows.name,
+        rows.channels,
+        past.stamp,
+        past.values[:, :first] if rows.covariates else past.values,
+        step,
+        rows.values[:, first:second],
+        past.values[:, second:],
+        rows.static[rows.which[0]],
+    )
 
 
 def _without_gaps(
@@ -351,7 +450,7 @@ def _without_gaps(
     )
     gap = np.ones(length, bool)
     gap[place] = False
-    values = np.full((length, len(rows.channels)), np.nan)
+    values = np.full((length, rows.values.shape[1]), np.nan)
     values[place] = rows.values
     for channel in values.T:
         _fill(channel, gap, policies.gaps)

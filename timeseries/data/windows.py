@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from core.jobs.errors import DataError
 from timeseries.data import calendar
+from timeseries.data.covariates import Covariates, FittedCovariates, moments, static_columns
 from timeseries.data.protocol import Protocol
 from timeseries.data.series import Series
 
@@ -52,11 +53,15 @@ class Fitted:
     channels: tuple[str, ...]
     frequency: str | None
     scales: dict[str, Scale] = field(default_factory=dict)
+    covariates: FittedCovariates = field(default_factory=FittedCovariates)
 
     def plain(self) -> dict[str, Any]:
         """As lists and strings, for a checkpoint or JSON."""
         scales = {n: {k: v.tolist() for k, v in vars(s).items()} for n, s in self.scales.items()}
-        return {"channels": list(self.channels), "frequency": self.frequency, "scales": scales}
+        plain = {"channels": list(self.channels), "frequency": self.frequency, "scales": scales}
+        if self.covariates.columns:
+            plain["covariates"] = self.covariates.plain()
+        return plain
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Fitted:
@@ -64,7 +69,10 @@ class Fitted:
             name: Scale(**{key: np.array(values) for key, values in scale.items()})
             for name, scale in plain["scales"].items()
         }
-        return cls(tuple(plain["channels"]), plain["frequency"], scales)
+        found = cls(tuple(plain["channels"]), plain["frequency"], scales)
+        if "covariates" in plain:
+            found.covariates = FittedCovariates.from_plain(plain["covariates"])
+        return found
 
     def scale(self, series: Series) -> Scale:
         """Raises DataError for a series that was not in training."""
@@ -90,10 +98,12 @@ class Fitted:
                 )
 
 
-def fit(series: Sequence[Series], protocol: Protocol) -> Fitted:
-    """Scales from the training spans alone."""
+def fit(series: Sequence[Series], protocol: Protocol, columns: Covariates | None = None) -> Fitted:
+    """Scales from the training spans alone, those of the covariates ``columns`` as well."""
     season = calendar.season(series[0].frequency)
     fitted = Fitted(series[0].channels, series[0].frequency)
+    if columns:
+        fitted.covariates = _fit_covariates(series, protocol, columns)
     for one in series:
         start, end = protocol.spans(one)["train"]
         fitted.scales[one.name] = Scale.fit(
@@ -102,14 +112,29 @@ def fit(series: Sequence[Series], protocol: Protocol) -> Fitted:
     return fitted
 
 
+def _fit_covariates(
+    series: Sequence[Series], protocol: Protocol, columns: Covariates
+) -> FittedCovariates:
+    ends = [protocol.spans(one)["train"][1] for one in series]
+    mean, std = moments(
+        np.hstack([one.known[:end], one.observed[:end]])
+        for one, end in zip(series, ends, strict=True)
+    )
+    statics = [one.static for one in series]
+    return FittedCovariates(
+        columns, mean, std, static_columns(statics), {one.name: one.static for one in series}
+    )
+
+
 class Windows(Dataset):
     """Every window of one split, made when asked for, a batch at a time.
 
     Batches: ``past`` (batch, lookback, channels), ``future`` (batch, horizon, channels),
-    standardised; ``past_time``, ``future_time`` (batch, steps, features); ``mean``, ``std``,
-    ``seasonal_error`` (batch, channels); ``series`` (batch,), number of the series, and ``origin``
-    (batch,), row of its first forecast step. Validation and test also have ``stamps`` (batch,
-    lookback + horizon), microseconds since 1970 or row numbers.
+    standardised; ``past_time``, ``future_time`` (batch, steps, features), of the calendar, then
+    covariates: known, observed (in the future 0, which is their mean) and static, the same at each
+    step; ``mean``, ``std``, ``seasonal_error`` (batch, channels); ``series`` (batch,), number of
+    the series, and ``origin`` (batch,), row of its first forecast step. Validation and test also
+    have ``stamps`` (batch, lookback + horizon), microseconds since 1970 or row numbers.
     """
 
     def __init__(
@@ -137,7 +162,20 @@ class Windows(Dataset):
             kept = values[offset + r.start : offset + r.stop]
             kept[:] = (one.values[r.start : r.stop] - scale.mean) / scale.std
         self.values = torch.from_numpy(values)
-        self.times = torch.from_numpy(calendar.features(stamps, fitted.frequency))
+        covariates = fitted.covariates
+        self.observed, columns = len(covariates.columns.observed), len(covariates.mean)
+        features = [calendar.features(stamps, fitted.frequency)]
+        if columns:
+            raw = [
+                np.hstack([s.known[r.start : r.stop], s.observed[r.start : r.stop]])
+                for s, r in pairs
+            ]
+            features.append(covariates.scaled(np.concatenate(raw)))
+        self.times = torch.from_numpy(np.hstack(features))
+        self.static = None
+        if covariates.encoding:
+            static = np.stack([covariates.constant(one.name) for one in series])
+            self.static = torch.from_numpy(static)[:, None]
         self.stamps = None if split == "train" else torch.from_numpy(stamps.astype(np.int64))
         self.scale = {
             key: torch.from_numpy(np.stack([getattr(s, key) for s in scales]).astype(np.float32))
@@ -158,12 +196,19 @@ class Windows(Dataset):
         stamps = {}
         if self.stamps is not None:
             stamps["stamps"] = self.stamps[torch.cat([past, future], dim=1)]
+        past_time, future_time = self.times[past], self.times[future]
+        if self.observed:
+            future_time[..., -self.observed :] = 0
+        if self.static is not None:
+            static = self.static[which]
+            past_time = torch.cat([past_time, static.expand(-1, self.lookback, -1)], 2)
+            future_time = torch.cat([future_time, static.expand(-1, self.horizon, -1)], 2)
         return {
             **stamps,
             "past": self.values[past],
             "future": self.values[future],
-            "past_time": self.times[past],
-            "future_time": self.times[future],
+            "past_time": past_time,
+            "future_time": future_time,
             **{key: values[which] for key, values in self.scale.items()},
             "series": which,
             "origin": torch.from_numpy(origin),
@@ -177,7 +222,8 @@ class Windows(Dataset):
 class ForecastRecords(Sequence[dict[str, Any]]):
     """The windows to forecast as records: ``id``, ``series``, ``origin`` (the last stamp that is
     known), ``values`` (lookback, channels; fewer where the series begins later) and, where it has
-    happened, ``actual``."""
+    happened, ``actual``. With such covariates also ``known`` (as many rows and the horizon's,
+    columns) and ``observed`` (as many rows, columns)."""
 
     def __init__(self, series: Sequence[Series], origins: Sequence[range], protocol: Protocol):
         self.series, self.origins, self.protocol = series, origins, protocol
@@ -191,12 +237,16 @@ class ForecastRecords(Sequence[dict[str, Any]]):
         which = bisect_right(self.ends, index)
         one, origins = self.series[which], self.origins[which]
         row = origins[index - self.ends[which]]
-        origin = str(one.stamps[row - 1])
+        origin, start = str(one.stamps[row - 1]), max(0, row - self.protocol.lookback)
         record = {
             "id": f"{one.name}@{origin}",
             "series": one.name,
             "origin": origin,
-            "values": one.values[max(0, row - self.protocol.lookback) : row],
+            "values": one.values[start:row],
         }
+        if one.known.shape[1]:
+            record["known"] = one.known[start : row + self.protocol.horizon]
+        if one.observed.shape[1]:
+            record["observed"] = one.observed[start:row]
         actual = one.values[row : row + self.protocol.horizon]
         return {**record, "actual": actual} if len(actual) == self.protocol.horizon else record

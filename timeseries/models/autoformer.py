@@ -35,6 +35,8 @@ class Autoformer(nn.Module):
     ``time_features`` below 0 and for a ``label_length`` outside 0 to ``lookback``.
     """
 
+    reads_time = True
+
     def __init__(
         self,
         lookback: int = 0,

@@ -286,6 +286,8 @@ class Informer(nn.Module):
     longer than the look-back, and options out of range.
     """
 
+    reads_time = True
+
     def __init__(
         self,
         lookback: int = 0,

@@ -35,6 +35,7 @@ class _LibraryForecaster(nn.Module):
     share of the look-back.
     """
 
+    reads_time = True
     relative_time = False
     network: Any
 
