@@ -23,6 +23,10 @@ class Covariates:
     observed: tuple[str, ...] = ()
     static: tuple[str, ...] = ()
 
+    @property
+    def names(self) -> list[str]:
+        return [*self.known, *self.observed, *self.static]
+
     def __bool__(self) -> bool:
         return bool(self.known or self.observed or self.static)
 

@@ -19,6 +19,7 @@ from timeseries.data import calendar
 from timeseries.data.covariates import Covariates, static_columns
 from timeseries.data.protocol import Protocol, check_length
 from timeseries.data.series import Policies, Series, read_series
+from timeseries.data.streaming import stream_series, streams
 from timeseries.data.windows import Fitted, ForecastRecords, Windows, fit
 
 
@@ -99,7 +100,8 @@ class ForecastWindows(RecordDataModule):
             time, name, targets = self.columns
             if targets is None and self.fitted is not None:
                 targets = list(self.fitted.channels)
-            self.kept[path] = read_series(
+            read = stream_series if streams(path) else read_series
+            self.kept[path] = read(
                 path, time, name, targets, self.policies, self.frequency, self.covariates
             )
         return self.kept[path]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 from core.jobs.errors import DataError, UsageError
 from core.jobs.tables import read_table
 from timeseries.data.calendar import grid, infer_frequency, most_common, normal, places
+from timeseries.data.columns import check_static, numbers_of, refuse, stamps_of, static_values
 from timeseries.data.covariates import Covariates, Value
-
-_DATES = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
-_NO_NUMBER = ["", "nan", "na", "?"]
 
 
 @dataclass
@@ -62,7 +60,7 @@ class Series:
 
 
 @dataclass
-class _Rows:
+class Rows:
     """Rows, series by series: ``number`` in the file, from 1; ``which`` of the ``names``;
     ``stamp``; ``values`` (rows, columns), not a number where missing: ``channels``, then covariates
     that are ``known``, then those observed. ``static`` values by series."""
@@ -92,7 +90,7 @@ class _Rows:
         # a series without any target has no end of them either
         return (at > last[which]) & (last[which] >= 0)
 
-    def take(self, chosen: NDArray | slice) -> _Rows:
+    def take(self, chosen: NDArray | slice) -> Rows:
         return replace(
             self,
             number=self.number[chosen],
@@ -106,7 +104,7 @@ class _Rows:
         return np.diff(self.which, prepend=-1) == 0
 
     def refuse(self, bad: NDArray[np.bool_], say: Callable[[int], str]) -> None:
-        _refuse(self.path, self.number, bad, lambda i: f"{self.names[self.which[i]]!r}: {say(i)}")
+        refuse(self.path, self.number, bad, lambda i: f"{self.names[self.which[i]]!r}: {say(i)}")
 
     def shown(self, i: int) -> str:
         return str(self.stamp[i].item())
@@ -141,11 +139,32 @@ def read_series(
     or ``frequency`` is none.
     """
     step = None if frequency is None else normal(frequency)
-    beside = [c for columns in vars(covariates).values() for c in columns]
-    named = [c for c in (time, series, *(targets or ()), *beside) if c is not None]
-    table = read_table(path, named)
+    named = [time, series, *(targets or ()), *covariates.names]
+    table = read_table(path, [column for column in named if column is not None])
+    targets = target_columns(path, table.columns, time, series, targets, covariates)
+    rows = _grouped(table, path, time, series, targets, covariates)
+    del table
+    for rule in RULES:
+        rows = rule(rows, policies)
+    ends = np.flatnonzero(np.diff(rows.which, append=-1)) + 1
+    parts = [rows.take(slice(*ab)) for ab in zip([0, *ends[:-1]], ends, strict=True)]
+    step = common_frequency(parts, step)
+    return [regular(part, step, policies) for part in parts]
+
+
+def target_columns(
+    path: Path,
+    columns: Sequence[str],
+    time: str | None,
+    series: str | None,
+    targets: Sequence[str] | None,
+    covariates: Covariates,
+) -> list[str]:
+    """The targets of a table with those ``columns``. Raises DataError for one that is not there,
+    UsageError for none and for a column that has two parts to play."""
+    beside = covariates.names
     if targets is None:
-        others = [c for c in table.columns if c != time and c not in beside]
+        others = [c for c in columns if c != time and c not in beside]
         targets = ["y"] if series is not None else others
     if not targets:
         raise UsageError(f"{path}: no column is left as a target; name data.targets")
@@ -153,30 +172,11 @@ def read_series(
     twice = [column for i, column in enumerate(taken) if column in taken[:i]]
     if twice:
         raise UsageError(f"column {twice[0]!r} is named twice among data's targets and covariates")
-    rows = _grouped(table, path, time, series, targets, covariates)
-    del table
-    rows = _without_duplicates(_sorted(rows, policies), policies)
-    ahead = rows.ahead()
-    what = "no {channel} at {stamp}, after the last target; give every known covariate there"
-    _refuse_missing(rows, what, ahead)
-    if policies.missing == "fail":
-        _refuse_missing(rows, "no {channel} at {stamp}; set data.policies.missing", ~ahead)
-    ends = np.flatnonzero(np.diff(rows.which, append=-1)) + 1
-    parts = [rows.take(slice(*ab)) for ab in zip([0, *ends[:-1]], ends, strict=True)]
-    step = _common_frequency(parts, step)
-    return [_regular(part, step, policies) for part in parts]
-
-
-def _refuse(
-    path: Path, number: NDArray[np.int64], bad: NDArray[np.bool_], say: Callable[[int], str]
-) -> None:
-    """DataError if there are ``bad`` rows: the first in the file, and how many."""
-    places = np.flatnonzero(bad)
-    if not len(places):
-        return
-    first = int(places[number[places].argmin()])
-    more = f" ({len(places)} such rows)" if len(places) > 1 else ""
-    raise DataError(f"{path} row {number[first]}: {say(first)}{more}")
+    absent = [name for name in targets if name not in columns]
+    if absent:
+        has = ", ".join(columns[:8])
+        raise DataError(f"{path}: no column {absent[0]!r}; it has {has}; name data.targets")
+    return list(targets)
 
 
 # Columns of the table
@@ -189,30 +189,26 @@ def _grouped(
     series: str | None,
     targets: Sequence[str],
     covariates: Covariates,
-) -> _Rows:
+) -> Rows:
     """The rows of each series together, in the order of the file."""
-    absent = [name for name in targets if name not in table.columns]
-    if absent:
-        has = ", ".join(table.columns[:8])
-        raise DataError(f"{path}: no column {absent[0]!r}; it has {has}; name data.targets")
     number = np.arange(1, len(table) + 1)
-    stamp = number if time is None else _stamps(table[time], path).to_numpy()
+    stamp = number if time is None else stamps_of(table[time], path).to_numpy()
     columns = [*targets, *covariates.known, *covariates.observed]
     values = np.empty((len(table), len(columns)))
     for i, column in enumerate(columns):
-        values[:, i] = _numbers(table[column], path)
+        values[:, i] = numbers_of(table[column], path)
     if series is None:
         which = np.zeros(len(table), np.int64)
         static = _static(table, path, ["table"], which, covariates.static)
         whole = (path, ["table"], tuple(targets), number, which, stamp, values)
-        return _Rows(*whole, covariates, static)
+        return Rows(*whole, covariates, static)
     name = table[series].cast(pl.String)
-    _refuse(path, number, name.is_null().to_numpy(), lambda _: f"has no {series}")
+    refuse(path, number, name.is_null().to_numpy(), lambda _: f"has no {series}")
     names = name.unique(maintain_order=True)
     which = name.replace_strict(names, np.arange(len(names)), return_dtype=pl.Int64).to_numpy()
     static = _static(table, path, names.to_list(), which, covariates.static)
     whole = (path, names.to_list(), tuple(targets), number, which, stamp, values)
-    rows = _Rows(*whole, covariates, static)
+    rows = Rows(*whole, covariates, static)
     if (np.diff(which) < 0).any():
         rows = rows.take(np.argsort(which, kind="stable"))
     if time is None:
@@ -228,107 +224,17 @@ def _static(
     which: NDArray[np.int64],
     columns: Sequence[str],
 ) -> list[tuple[Value, ...]]:
-    """The values of each series: numbers where the whole column is, else text."""
-    number = np.arange(1, len(table) + 1)
-    first = np.unique(which, return_index=True)[1]
-    found: list[list[Value]] = []
-    for name in columns:
-        text = table[name].cast(pl.String).str.strip_chars()
-        empty = (text.is_null() | (text == "")).to_numpy()
-        _refuse(path, number, empty, lambda _, name=name: f"has no {name}")  # type: ignore[misc]
-        values = text.to_numpy()
-        if table[name].dtype == pl.Boolean:
-            text = table[name].cast(pl.Float64).cast(pl.String)
-        usual = values[first][which]
-        _refuse(
-            path,
-            number,
-            values != usual,
-            lambda i, name=name, usual=usual, values=values: (  # type: ignore[misc]
-                f"{names[which[i]]!r}: static {name} is {values[i]!r}, before it was {usual[i]!r}; "
-                "name it in data.known or data.observed"
-            ),
-        )
-        numbers = text.cast(pl.Float64, strict=False)
-        finite = numbers.is_finite().fill_null(False).all()
-        found.append((numbers if finite else text).gather(first).to_list())
-    return list(zip(*found, strict=True)) if found else [() for _ in names]
-
-
-def _stamps(column: pl.Series, path: Path) -> pl.Series:
-    """Int64, or Datetime("us") in UTC; none is missing."""
-    number = np.arange(1, len(column) + 1)
-    stamps = column
-    if column.dtype == pl.String:
-        text = column.str.strip_chars()
-        stamps = text if text.str.contains(r"^-?\d+$").all() else _dates(text, path)
-    elif not (column.dtype == pl.Date or column.dtype == pl.Datetime or column.dtype.is_integer()):
-        raise DataError(f"{path}: column {column.name!r} holds {column.dtype}, not stamps")
-    if isinstance(stamps.dtype, pl.Datetime) and stamps.dtype.time_zone is not None:
-        stamps = stamps.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-    dated = stamps.dtype == pl.Date or stamps.dtype == pl.Datetime
-    stamps = stamps.cast(pl.Datetime("us") if dated else pl.Int64, strict=False)
-    what = "is not a stamp such as 2024-01-31 13:00:00"
-    _refuse(
-        path,
-        number,
-        stamps.is_null().to_numpy(),
-        lambda i: f"{column.name} {column[i]!r} {what}" if column[i] else f"has no {column.name}",
-    )
-    return stamps
-
-
-def _dates(text: pl.Series, path: Path) -> pl.Series:
-    """Null where there is none: a year that does not come first could be a day."""
-    dates = text.set(~text.str.contains(r"^\d{4}[-/]"), None)
-    dates = dates.str.replace_all("/", "-", literal=True).str.replace("T", " ", literal=True)
-    local = _first_format(dates, _DATES)
-    if not local.null_count():
-        return local
-    zoned = _first_format(dates, [f"{date}%#z" for date in _DATES[:2]])
-    without, with_offset = local.is_not_null().to_numpy(), zoned.is_not_null().to_numpy()
-    if not without.any():
-        return zoned
-    if with_offset.any():
-        later, has = with_offset, "an"
-        if without.argmax() > with_offset.argmax():
-            later, has = without, "no"
-        what = f"has {has} offset from UTC, unlike the rows before"
-        number = np.arange(1, len(text) + 1)
-        _refuse(path, number, later, lambda i: f"{text.name} {text[i]!r} {what}")
-    return local
-
-
-def _first_format(text: pl.Series, formats: Sequence[str]) -> pl.Series:
-    found = text.str.to_datetime(formats[0], time_unit="us", strict=False)
-    for other in formats[1:]:
-        if not found.null_count():
-            break
-        parsed = text.str.to_datetime(other, time_unit="us", strict=False)
-        found = found.zip_with(found.is_not_null(), parsed)
-    return found
-
-
-def _numbers(column: pl.Series, path: Path) -> NDArray[np.float64]:
-    """Not a number where there is no value."""
-    number = np.arange(1, len(column) + 1)
-    if not (column.dtype.is_numeric() or column.dtype in (pl.String, pl.Boolean, pl.Null)):
-        raise DataError(f"{path}: column {column.name!r} holds {column.dtype}, not numbers")
-    raw = column.str.strip_chars() if column.dtype == pl.String else column
-    values = raw.cast(pl.Float64, strict=False).fill_null(np.nan).to_numpy()
-    missing = np.isnan(values)
-    if column.dtype == pl.String and missing.any():
-        unread = ~raw.str.to_lowercase().is_in(_NO_NUMBER).fill_null(True).to_numpy()
-        what = "is not a number"
-        _refuse(path, number, missing & unread, lambda i: f"{column.name} {column[i]!r} {what}")
-    _refuse(path, number, np.isinf(values), lambda _: f"{column.name} is infinite")
-    return values
+    """The values of each series."""
+    usual: list[dict[int, str]] = [{} for _ in columns]
+    for name, of in zip(columns, usual, strict=True):
+        check_static(table[name], path, names, which, of)
+    return static_values(usual, names)
 
 
 # Rules
 
 
-def _sorted(rows: _Rows, policies: Policies) -> _Rows:
+def _sorted(rows: Rows, policies: Policies) -> Rows:
     back = rows.follows()
     back[1:] &= rows.stamp[1:] < rows.stamp[:-1]
     if policies.unsorted == "fail":
@@ -337,7 +243,7 @@ def _sorted(rows: _Rows, policies: Policies) -> _Rows:
     return rows.take(np.lexsort((rows.stamp, rows.which))) if back.any() else rows
 
 
-def _without_duplicates(rows: _Rows, policies: Policies) -> _Rows:
+def _without_duplicates(rows: Rows, policies: Policies) -> Rows:
     again = rows.follows()
     again[1:] &= rows.stamp[1:] == rows.stamp[:-1]
     if not again.any():
@@ -357,7 +263,7 @@ def _without_duplicates(rows: _Rows, policies: Policies) -> _Rows:
     return first
 
 
-def _refuse_missing(rows: _Rows, what: str, among: NDArray[np.bool_]) -> None:
+def _refuse_missing(rows: Rows, what: str, among: NDArray[np.bool_]) -> None:
     """For rows ``among`` which there must be a number in every cell; of those after the last
     target, in every known covariate."""
     missing = np.isnan(rows.values) & among[:, None]
@@ -375,16 +281,32 @@ def _refuse_missing(rows: _Rows, what: str, among: NDArray[np.bool_]) -> None:
     rows.refuse(somewhere, say)
 
 
-def _common_frequency(parts: Sequence[_Rows], given: str | None) -> str | None:
+def _complete_ahead(rows: Rows, policies: Policies) -> Rows:
+    what = "no {channel} at {stamp}, after the last target; give every known covariate there"
+    _refuse_missing(rows, what, rows.ahead())
+    return rows
+
+
+def _complete(rows: Rows, policies: Policies) -> Rows:
+    if policies.missing == "fail":
+        _refuse_missing(rows, "no {channel} at {stamp}; set data.policies.missing", ~rows.ahead())
+    return rows
+
+
+# in their order: what one refuses, the next does not see
+RULES = (_sorted, _without_duplicates, _complete_ahead, _complete)
+
+
+def common_frequency(parts: Iterable[Rows], given: str | None) -> str | None:
     """The one step of all series. One stamp alone has none, and goes with the others."""
-    if parts[0].stamp.dtype == np.int64:
-        if given is not None:
-            raise UsageError(f"{parts[0].path}: stamps are numbers; leave out data.frequency")
-        return None
-    if given is not None:
-        return given
     first = None
     for part in parts:
+        if part.stamp.dtype == np.int64:
+            if given is not None:
+                raise UsageError(f"{part.path}: stamps are numbers; leave out data.frequency")
+            return None
+        if given is not None:
+            return given
         if len(part.stamp) < 2:
             continue
         step = infer_frequency(part.stamp)
@@ -398,7 +320,7 @@ def _common_frequency(parts: Sequence[_Rows], given: str | None) -> str | None:
     return first[0] if first else "1d"
 
 
-def _regular(rows: _Rows, step: str | None, policies: Policies) -> Series:
+def regular(rows: Rows, step: str | None, policies: Policies) -> Series:
     """One series with a row for every stamp of its grid and a number in every cell."""
     if step is None:
         place = rows.stamp - rows.stamp[0]
@@ -434,8 +356,8 @@ def _regular(rows: _Rows, step: str | None, policies: Policies) -> Series:
 
 
 def _without_gaps(
-    rows: _Rows, place: NDArray[np.int64], step: str | None, policies: Policies
-) -> _Rows:
+    rows: Rows, place: NDArray[np.int64], step: str | None, policies: Policies
+) -> Rows:
     length = int(place[-1]) + 1
     if policies.gaps == "fail":
         before = int(np.flatnonzero(np.diff(place) > 1)[0])

@@ -127,7 +127,8 @@ def _fit_covariates(
 
 
 class Windows(Dataset):
-    """Every window of one split, made when asked for, a batch at a time.
+    """Every window of one split, made when asked for, a batch at a time. Of series on memory maps
+    the rows are read then too; of others those that a window reads are kept, standardised.
 
     Batches: ``past`` (batch, lookback, channels), ``future`` (batch, horizon, channels),
     standardised; ``past_time``, ``future_time`` (batch, steps, features), of the calendar, then
@@ -148,39 +149,71 @@ class Windows(Dataset):
         self.starts = self.ends - counts
         self.first = np.array([o.start for o in self.origins], np.int64)
         self.stride = stride
-        # only rows that a window reads are kept
+        self.fitted, self.timed = fitted, split != "train"
+        scales = [fitted.scale(one) for one in series]
+        self.scale = {
+            key: torch.from_numpy(np.stack([getattr(s, key) for s in scales]).astype(np.float32))
+            for key in ("mean", "std", "seasonal_error")
+        }
+        self.observed = len(fitted.covariates.columns.observed)
+        self.static = None
+        if fitted.covariates.encoding:
+            static = np.stack([fitted.covariates.constant(one.name) for one in series])
+            self.static = torch.from_numpy(static)[:, None]
+        self.series, self.scales = series, scales
+        self.mapped = isinstance(series[0].values, np.memmap)
+        if not self.mapped:
+            self._keep()
+
+    def _keep(self) -> None:
+        """The rows that a window reads, standardised, so that a batch only picks them."""
         read = [
             range(o.start - self.lookback, o[-1] + self.horizon) if o else range(0)
             for o in self.origins
         ]
         self.offset = np.cumsum([0, *map(len, read)])[:-1] - [rows.start for rows in read]
-        pairs = list(zip(series, read, strict=True))
-        stamps = np.concatenate([one.stamps[r.start : r.stop] for one, r in pairs])
-        scales = [fitted.scale(one) for one in series]
-        values = np.empty((len(stamps), len(fitted.channels)), np.float32)
-        for (one, r), scale, offset in zip(pairs, scales, self.offset, strict=True):
-            kept = values[offset + r.start : offset + r.stop]
-            kept[:] = (one.values[r.start : r.stop] - scale.mean) / scale.std
+        rows = [self._rows(i, r.start, r.stop) for i, r in enumerate(read)]
+        values, stamps, beside = (np.concatenate(parts) for parts in zip(*rows, strict=True))
         self.values = torch.from_numpy(values)
-        covariates = fitted.covariates
-        self.observed, columns = len(covariates.columns.observed), len(covariates.mean)
-        features = [calendar.features(stamps, fitted.frequency)]
-        if columns:
-            raw = [
-                np.hstack([s.known[r.start : r.stop], s.observed[r.start : r.stop]])
-                for s, r in pairs
+        self.times = torch.from_numpy(self._features(stamps, beside))
+        self.stamps = torch.from_numpy(stamps.astype(np.int64)) if self.timed else None
+
+    def _rows(
+        self, which: int, start: int, stop: int
+    ) -> tuple[NDArray[np.float32], NDArray, NDArray[np.float32]]:
+        """Values, stamps and covariates of some rows of a series; all but stamps standardised."""
+        one, scale = self.series[which], self.scales[which]
+        values = ((one.values[start:stop] - scale.mean) / scale.std).astype(np.float32)
+        beside = np.zeros((stop - start, 0), np.float32)
+        if len(self.fitted.covariates.mean):
+            parts = [
+                x[start:stop] if x.shape[1] else np.zeros((stop - start, 0))
+                for x in (one.known, one.observed)
             ]
-            features.append(covariates.scaled(np.concatenate(raw)))
-        self.times = torch.from_numpy(np.hstack(features))
-        self.static = None
-        if covariates.encoding:
-            static = np.stack([covariates.constant(one.name) for one in series])
-            self.static = torch.from_numpy(static)[:, None]
-        self.stamps = None if split == "train" else torch.from_numpy(stamps.astype(np.int64))
-        self.scale = {
-            key: torch.from_numpy(np.stack([getattr(s, key) for s in scales]).astype(np.float32))
-            for key in ("mean", "std", "seasonal_error")
-        }
+            beside = self.fitted.covariates.scaled(np.hstack(parts))
+        return values, np.asarray(one.stamps[start:stop]), beside
+
+    def _features(self, stamps: NDArray, beside: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.hstack([calendar.features(stamps, self.fitted.frequency), beside])
+
+    def _picked(self, series: NDArray, origin: NDArray) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Values, features and stamps (batch, lookback + horizon, ...) of some windows."""
+        if not self.mapped:
+            row = torch.from_numpy(self.offset[series] + origin)
+            rows = row[:, None] + torch.arange(-self.lookback, self.horizon)
+            stamps = None if self.stamps is None else self.stamps[rows]
+            return self.values[rows], self.times[rows], stamps
+        parts = [
+            self._rows(which, row - self.lookback, row + self.horizon)
+            for which, row in zip(series.tolist(), origin.tolist(), strict=True)
+        ]
+        values, stamp, beside = (np.stack(part) for part in zip(*parts, strict=True))
+        times = self._features(stamp.reshape(-1), beside.reshape(stamp.size, beside.shape[2]))
+        return (
+            torch.from_numpy(values),
+            torch.from_numpy(times).unflatten(0, stamp.shape),
+            torch.from_numpy(stamp.astype(np.int64)) if self.timed else None,
+        )
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -189,14 +222,9 @@ class Windows(Dataset):
         index = np.asarray(indices, np.int64)
         series = np.searchsorted(self.ends, index, side="right")
         origin = self.first[series] + self.stride * (index - self.starts[series])
-        row = torch.from_numpy(self.offset[series] + origin)
-        past = row[:, None] + torch.arange(-self.lookback, 0)
-        future = row[:, None] + torch.arange(self.horizon)
         which = torch.from_numpy(series)
-        stamps = {}
-        if self.stamps is not None:
-            stamps["stamps"] = self.stamps[torch.cat([past, future], dim=1)]
-        past_time, future_time = self.times[past], self.times[future]
+        values, times, stamps = self._picked(series, origin)
+        past_time, future_time = times[:, : self.lookback], times[:, self.lookback :]
         if self.observed:
             future_time[..., -self.observed :] = 0
         if self.static is not None:
@@ -204,9 +232,9 @@ class Windows(Dataset):
             past_time = torch.cat([past_time, static.expand(-1, self.lookback, -1)], 2)
             future_time = torch.cat([future_time, static.expand(-1, self.horizon, -1)], 2)
         return {
-            **stamps,
-            "past": self.values[past],
-            "future": self.values[future],
+            **({} if stamps is None else {"stamps": stamps}),
+            "past": values[:, : self.lookback],
+            "future": values[:, self.lookback :],
             "past_time": past_time,
             "future_time": future_time,
             **{key: values[which] for key, values in self.scale.items()},

@@ -1,0 +1,380 @@
+"""Series of a Parquet file too long for the memory, as memory maps in the cache.
+
+One pass over the row groups writes columns as plain arrays; rows of interleaved series are then put
+together, and each series goes by itself through the rules of ``series.py``. Memory holds one batch
+of rows or one series at a time, so it grows with the longest series and not with the file. A file
+that has not changed is not read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from core.jobs.errors import DataError
+from core.jobs.files import cached_name
+from timeseries.data.calendar import normal
+from timeseries.data.columns import (
+    WHOLE,
+    RowError,
+    check_static,
+    numbers_of,
+    refuse,
+    stamps_of,
+    static_values,
+)
+from timeseries.data.covariates import Covariates
+from timeseries.data.series import (
+    RULES,
+    Policies,
+    Rows,
+    Series,
+    common_frequency,
+    regular,
+    target_columns,
+)
+
+Result = TypeVar("Result")
+
+STREAM_ROWS = 5_000_000  # below, reading all at once takes some hundreds of MB and no disk
+_BATCH = 1 << 18
+_FORMAT = 1  # of the cache
+_OFFSET = re.compile(r"(Z|[+-]\d\d:?\d\d)$")
+
+
+def streams(path: Path) -> bool:
+    """Whether ``path`` is a Parquet file of at least ``STREAM_ROWS`` rows."""
+    if path.suffix.lower() != ".parquet" or not path.is_file():
+        return False
+    try:
+        return bool(pq.read_metadata(path).num_rows >= STREAM_ROWS)
+    except (pa.ArrowException, OSError):
+        return False  # reading it at once says what is wrong
+
+
+def stream_series(
+    path: Path,
+    time: str | None,
+    series: str | None,
+    targets: Sequence[str] | None,
+    policies: Policies,
+    frequency: str | None,
+    covariates: Covariates,
+) -> list[Series]:
+    """What ``read_series`` gives, with its errors, on memory maps in the cache folder."""
+    options = [time, series, targets, astuple(policies), frequency, astuple(covariates), _FORMAT]
+    key = hashlib.sha256(json.dumps(options).encode()).hexdigest()[:16]
+    folder = cached_name(path, f".{key}.series")
+    if not folder.is_dir():
+        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            _build(part, path, time, series, targets, policies, frequency, covariates)
+            part.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return _opened(folder)
+
+
+class _Faults:
+    """Broken rules, by their order: the first row of the file that breaks one, and how many do."""
+
+    def __init__(self) -> None:
+        self.found: dict[int, RowError] = {}
+
+    def call(self, rule: int, function: Callable[[], Result], before: int = 0) -> Result | None:
+        """The result, or None for an error in rows that are numbered from ``before``."""
+        try:
+            return function()
+        except RowError as new:
+            row, text, count = new.row + before, new.text, new.count
+            if rule in self.found:
+                old = self.found[rule]
+                count += old.count
+                row, text = min((row, text), (old.row, old.text))
+            self.found[rule] = RowError(new.path, row, text, count)
+            return None
+
+    def check(self) -> None:
+        if self.found:
+            raise self.found[min(self.found)]
+
+
+class _Table:
+    """The columns of a file as arrays on disk: ``stamp``, ``which`` and ``values`` by row."""
+
+    def __init__(self, folder: Path, rows: int, columns: int) -> None:
+        self.folder, self.rows = folder, rows
+        self.stamp = self._array("stamp", np.int64, (rows,))
+        self.which = self._array("which", np.int32, (rows,))
+        self.values = self._array("values", np.float64, (rows, columns))
+        self.number: NDArray[np.int64] | None = None  # of a row in the file, if not its place
+
+    def _array(self, name: str, kind: Any, shape: tuple[int, ...]) -> NDArray:
+        if 0 in shape:
+            return np.zeros(shape, kind)
+        return np.memmap(self.folder / name, kind, "w+", shape=shape)
+
+    def grouped(self, counts: NDArray[np.int64]) -> None:
+        """Put the rows of each series together, in the order of the file."""
+        if all((np.diff(self.which[at]) >= 0).all() for at in _pieces(self.rows, overlap=1)):
+            return
+        stamp, which, values = self.stamp, self.which, self.values
+        self.stamp = self._array("stamp_grouped", np.int64, stamp.shape)
+        self.values = self._array("values_grouped", np.float64, values.shape)
+        self.number = self._array("number", np.int64, stamp.shape)
+        free = np.cumsum(counts) - counts
+        for at in _pieces(self.rows):
+            order = np.argsort(which[at], kind="stable")
+            here = np.asarray(which[at])[order]
+            present, first, many = np.unique(here, return_index=True, return_counts=True)
+            place = np.arange(len(here)) - np.repeat(first, many) + free[here]
+            self.stamp[place] = stamp[at][order]
+            self.values[place] = values[at][order]
+            self.number[place] = at.start + 1 + order
+            free[present] += many
+
+
+def _pieces(rows: int, overlap: int = 0) -> Iterator[slice]:
+    for start in range(0, rows, _BATCH):
+        yield slice(max(0, start - overlap), min(rows, start + _BATCH))
+
+
+def _build(
+    folder: Path,
+    path: Path,
+    time: str | None,
+    series: str | None,
+    targets: Sequence[str] | None,
+    policies: Policies,
+    frequency: str | None,
+    covariates: Covariates,
+) -> None:
+    step = None if frequency is None else normal(frequency)
+    file = pq.ParquetFile(path)
+    columns = file.schema_arrow.names
+    wanted = [c for c in (time, series, *(targets or ()), *covariates.names) if c is not None]
+    for name in sorted(set(wanted) - set(columns)):
+        raise DataError(f"{path}: no column {name!r}; it has {', '.join(columns[:8])}")
+    chosen = target_columns(path, columns, time, series, targets, covariates)
+    read = _Reader(path, time, series, chosen, covariates)
+    table = _Table(folder, file.metadata.num_rows, len(read.numbers))
+    dated = read.into(table, file)
+    names = read.names
+    counts = np.zeros(len(names), np.int64)
+    for at in _pieces(table.rows):
+        counts += np.bincount(table.which[at], minlength=len(names))
+    table.grouped(counts)
+    ends = np.cumsum(counts)
+    static = static_values(read.usual, names)
+    kind = "datetime64[us]" if dated else "int64"
+
+    def rows_of(i: int) -> Rows:
+        at = slice(int(ends[i] - counts[i]), int(ends[i]))
+        number = np.arange(at.start, at.stop) + 1
+        if table.number is not None:
+            number = np.array(table.number[at])
+        stamp = np.array(table.stamp[at]).view(kind)
+        if time is None:
+            stamp = np.arange(1, len(number) + 1)
+        which, values = np.full(len(number), i), np.array(table.values[at])
+        whole = (path, names, tuple(chosen), number, which, stamp, values)
+        return Rows(*whole, covariates, static)
+
+    faults = _Faults()
+    clean = _kept(map(rows_of, range(len(names))), policies, faults)
+    try:
+        step = common_frequency(clean, step)
+    finally:
+        for _ in clean:  # what breaks a rule is said first
+            pass
+        faults.check()
+    writer = _Writer(folder, kind)
+    try:
+        for i in range(len(names)):
+            rows = rows_of(i)
+            for rule in RULES:
+                rows = rule(rows, policies)
+            writer.add(regular(rows, step, policies))
+    finally:
+        writer.close()
+    for name in ("stamp", "which", "values", "stamp_grouped", "values_grouped", "number"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _kept(parts: Iterator[Rows], policies: Policies, faults: _Faults) -> Iterator[Rows]:
+    """Series that keep the rules; of the others the ``faults``."""
+    for part in parts:
+        for number, rule in enumerate(RULES):
+            found = faults.call(number, partial(rule, part, policies))
+            if found is None:
+                break
+            part = found
+        else:
+            yield part
+
+
+class _Reader:
+    """One pass over a file, with the rules that cells must keep."""
+
+    def __init__(
+        self,
+        path: Path,
+        time: str | None,
+        series: str | None,
+        targets: Sequence[str],
+        covariates: Covariates,
+    ) -> None:
+        self.path, self.time, self.series = path, time, series
+        self.numbers = [*targets, *covariates.known, *covariates.observed]
+        self.static = covariates.static
+        self.usual: list[dict[int, str]] = [{} for _ in self.static]
+        self.names: list[str] = [] if series is not None else ["table"]
+        self.index: dict[str, int] = {}
+        self.whole: bool | None = None
+        self.zoned: bool | None = None
+
+    def into(self, table: _Table, file: pq.ParquetFile) -> bool:
+        """Fill the table; whether the stamps are dates. Raises RowError."""
+        wanted = dict.fromkeys(c for c in (self.time, self.series) if c is not None)
+        wanted.update(dict.fromkeys([*self.numbers, *self.static]))
+        self.whole = self._whole(file)
+        faults, before, dated = _Faults(), 0, False
+        for batch in file.iter_batches(_BATCH, columns=list(wanted)):
+            piece = pl.DataFrame(pl.from_arrow(batch))
+            at = slice(before, before + len(piece))
+            if self.time is not None:
+                stamps = faults.call(0, partial(self._stamps, piece[self.time]), before)
+                if stamps is not None:
+                    dated = stamps.dtype != pl.Int64
+                    table.stamp[at] = stamps.to_physical().to_numpy()
+            for i, name in enumerate(self.numbers):
+                numbers = faults.call(1 + i, partial(numbers_of, piece[name], self.path), before)
+                if numbers is not None:
+                    table.values[at, i] = numbers
+            rule = 1 + len(self.numbers)
+            which = faults.call(rule, partial(self._which, piece), before)
+            if which is not None:
+                table.which[at] = which
+                given = (self.path, self.names, which)
+                for i, (name, usual) in enumerate(zip(self.static, self.usual, strict=True)):
+                    check = partial(check_static, piece[name], *given, usual)
+                    faults.call(rule + 1 + i, check, before)
+            before = at.stop
+        faults.check()
+        return dated
+
+    def _whole(self, file: pq.ParquetFile) -> bool | None:
+        """Whether a time column of text holds whole numbers alone."""
+        if self.time is None:
+            return None
+        kind = file.schema_arrow.field(self.time).type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            return None
+        for batch in file.iter_batches(_BATCH, columns=[self.time]):
+            text = pl.DataFrame(pl.from_arrow(batch))[self.time].str.strip_chars()
+            if not text.str.contains(WHOLE).all():
+                return False
+        return True
+
+    def _stamps(self, column: pl.Series) -> pl.Series:
+        if self.whole is False:
+            given = next((text for text in column if text), "").strip()
+            zoned = _OFFSET.search(given) is not None
+            self.zoned = zoned if self.zoned is None else self.zoned
+            if zoned != self.zoned:
+                has = "an" if zoned else "no"
+                what = f"has {has} offset from UTC, unlike the rows before"
+                every = np.ones(len(column), bool)
+                number = np.arange(1, len(column) + 1)
+                refuse(self.path, number, every, lambda _: f"{column.name} {given!r} {what}")
+        return stamps_of(column, self.path, self.whole)
+
+    def _which(self, piece: pl.DataFrame) -> NDArray[np.int64]:
+        if self.series is None:
+            return np.zeros(len(piece), np.int64)
+        name = piece[self.series].cast(pl.String)
+        number = np.arange(1, len(name) + 1)
+        empty = name.is_null().to_numpy()
+        refuse(self.path, number, empty, lambda _: f"has no {self.series}")
+        some = name.unique(maintain_order=True)
+        for one in some.to_list():
+            if one not in self.index:
+                self.index[one] = len(self.names)
+                self.names.append(one)
+        places = [self.index[one] for one in some.to_list()]
+        return name.replace_strict(some, places, return_dtype=pl.Int64).to_numpy()
+
+
+class _Writer:
+    """Series one after the other into ``stamps``, ``targets``, ``known`` and ``observed``."""
+
+    arrays = ("stamps", "targets", "known", "observed")
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.folder = folder
+        self.files = {name: (folder / name).open("wb") for name in self.arrays}
+        self.index: dict[str, Any] = {"kind": kind, "series": []}
+
+    def add(self, one: Series) -> None:
+        self.index |= {"channels": one.channels, "frequency": one.frequency}
+        self.index["columns"] = [one.values.shape[1], one.known.shape[1], one.observed.shape[1]]
+        self.index["series"].append([one.name, len(one), len(one.known), one.static])
+        for name, values in zip(
+            self.arrays, (one.stamps, one.values, one.known, one.observed), strict=True
+        ):
+            np.ascontiguousarray(values).tofile(self.files[name])
+
+    def close(self) -> None:
+        for file in self.files.values():
+            file.close()
+        (self.folder / "index.json").write_text(json.dumps(self.index))
+
+
+def _opened(folder: Path) -> list[Series]:
+    index = json.loads((folder / "index.json").read_text())
+    targets, known, observed = (
+        _mapped(folder / name, np.float64, columns)
+        for name, columns in zip(_Writer.arrays[1:], index["columns"], strict=True)
+    )
+    stamps = _mapped(folder / "stamps", np.dtype(index["kind"]), 1)[:, 0]
+    found, start, start_known = [], 0, 0
+    for name, rows, rows_known, static in index["series"]:
+        at, at_known = slice(start, start + rows), slice(start_known, start_known + rows_known)
+        part = Series(
+            name,
+            tuple(index["channels"]),
+            stamps[at],
+            targets[at],
+            index["frequency"],
+            known[at_known],
+            observed[at],
+            tuple(static),
+        )
+        found.append(part)
+        start, start_known = at.stop, at_known.stop
+    return found
+
+
+def _mapped(file: Path, kind: Any, columns: int) -> NDArray:
+    """(rows, columns); without columns nothing is mapped, and any slice is of no rows."""
+    if not columns:
+        return np.zeros((0, 0))
+    flat = np.memmap(file, kind, "r")
+    return flat.reshape(-1, columns)
