@@ -256,8 +256,7 @@ class _Reader:
         wanted.update(dict.fromkeys([*self.numbers, *self.static]))
         self.whole = self._whole(file)
         faults, before, dated = _Faults(), 0, False
-        for batch in file.iter_batches(_BATCH, columns=list(wanted)):
-            piece = pl.DataFrame(pl.from_arrow(batch))
+        for piece in _read(file, list(wanted)):
             at = slice(before, before + len(piece))
             if self.time is not None:
                 stamps = faults.call(0, partial(self._stamps, piece[self.time]), before)
@@ -287,8 +286,8 @@ class _Reader:
         kind = file.schema_arrow.field(self.time).type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             return None
-        for batch in file.iter_batches(_BATCH, columns=[self.time]):
-            text = pl.DataFrame(pl.from_arrow(batch))[self.time].str.strip_chars()
+        for piece in _read(file, [self.time]):
+            text = piece[self.time].str.strip_chars()
             if not text.str.contains(WHOLE).all():
                 return False
         return True
@@ -320,6 +319,14 @@ class _Reader:
                 self.names.append(one)
         places = [self.index[one] for one in some.to_list()]
         return name.replace_strict(some, places, return_dtype=pl.Int64).to_numpy()
+
+
+def _read(file: pq.ParquetFile, columns: list[str]) -> Iterator[pl.DataFrame]:
+    """Pieces of at most ``_BATCH`` rows. Asked for all row groups at once, Arrow holds the bytes of
+    all of them."""
+    for group in range(file.num_row_groups):
+        for batch in file.iter_batches(_BATCH, row_groups=[group], columns=columns):
+            yield pl.DataFrame(pl.from_arrow(batch))
 
 
 class _Writer:
