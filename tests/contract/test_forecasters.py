@@ -138,3 +138,12 @@ def test_no_time_features(kind: type[nn.Module]) -> None:
     """Series without stamps have no calendar."""
     model = build(kind, *SIZES[0], features=0).eval()
     assert model(*windows(*SIZES[0], features=0)).isfinite().all()
+
+
+def test_reads_time_says_whether_features_change_the_forecast(kind: type[nn.Module]) -> None:
+    """Covariates come as such features; a model without ``reads_time`` is refused them."""
+    model = build(kind, *SIZES[0]).eval()
+    past, past_time, future_time = windows(*SIZES[0])
+    changed = model(past, past_time + 1, future_time * -2)
+    same = torch.equal(model(past, past_time, future_time), changed)
+    assert getattr(model, "reads_time", False) == (not same)

@@ -216,8 +216,8 @@ def test_covariates_to_a_forecast(server: Server, folder: Path, covariate_run: s
             for row in COVARIATE_TABLE
         ]
         (folder / "next.csv").write_text(table(rows, COVARIATES))
-        out = ("--predictions.path", str(folder / f"out{number}"))
-        out = (*out, "--predictions.export", str(folder / f"out{number}.csv"))
+        out = ["--predictions.path", str(folder / f"out{number}")]
+        out += ["--predictions.export", str(folder / f"out{number}.csv")]
         code, output = predict(server, folder, covariate_run, *out)
         assert code == 0, output
         found.append(load_predictions(folder / f"out{number}").collect())

@@ -119,3 +119,59 @@ def test_registered_model_gives_the_same_rows(
         assert np.allclose(served[column].to_numpy(float), rows[column].to_numpy(), atol=1e-5)
     assert served["step"].tolist() == rows["step"].to_list()
     assert served["stamp"].tolist() == rows["stamp"].to_list()
+
+
+def with_price(rows: int, offset: int, ahead: int = 0) -> pl.DataFrame:
+    """``series`` beside what is known of it; of the last ``ahead`` rows nothing else is."""
+    table = series(rows + ahead, offset)
+    row = pl.int_range(pl.len()).over("unique_id")
+    price = (row + offset) % 7
+    known = pl.when(row < rows).then(pl.col("y"))
+    return table.with_columns(known.alias("y"), price.alias("price"), pl.lit("home").alias("kind"))
+
+
+def test_registered_model_takes_covariates(server: Server) -> None:
+    with_price(300, 0).write_csv(server.folder / "priced.csv")
+    with_price(100, 300, ahead=HORIZON).write_csv(server.folder / "later.csv")
+    data = "--data.init_args"
+    code, said = server.run(
+        *("fit", "--config", str(ROOT / "timeseries/configs/informer.yaml")),
+        *("--model.init_args.model.init_args.dim", "8", f"{data}.path", "priced.csv"),
+        *("--model.init_args.model.init_args.feedforward", "8", f"{data}.time", "ds"),
+        *(f"{data}.series", "unique_id", "--trainer.max_epochs", "1"),
+        *(f"{data}.known", "[price]", f"{data}.static", "[kind]"),
+        *(f"{data}.protocol.lookback", str(LOOKBACK), f"{data}.protocol.horizon", str(HORIZON)),
+        *("--tracking.register_model", "true", "--tracking.experiment", "priced"),
+    )
+    assert code == 0, said
+    run = server.folder / said.split("run folder: ")[1].split("\n")[0]
+    later = ("--predictions.path", "priced", f"{data}.predict_path", "later.csv")
+    code, said = server.run("predict", "--ckpt_path", str(run), *later)
+    assert code == 0, said
+    rows = load_predictions(server.folder / "priced").collect()
+    kept = json.loads((run / "run.json").read_text())
+    records = []
+    for (name,), part in with_price(100, 300, HORIZON).group_by("unique_id", maintain_order=True):
+        origin = str(part["ds"].to_numpy()[-HORIZON - 1])
+        records.append(
+            {
+                "id": f"{name}@{origin}",
+                "series": name,
+                "origin": origin,
+                "values": [[y] for y in part["y"].drop_nulls().to_list()[-LOOKBACK:]],
+                "known": [[float(x)] for x in part["price"].to_list()[-LOOKBACK - HORIZON :]],
+            }
+        )
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(kept["tracking_uri"])
+    try:
+        with warnings.catch_warnings():  # the model's code is this checkout, imported already
+            warnings.simplefilter("ignore")
+            versions = mlflow.MlflowClient().search_model_versions(f"run_id='{kept['run_id']}'")
+            model = mlflow.pyfunc.load_model(f"models:/{versions[0].name}/{versions[0].version}")
+        served = model.predict(pd.DataFrame(records))
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert model.metadata.get_input_schema().input_names()[-1] == "known"
+    assert np.allclose(served["forecast"].to_numpy(float), rows["forecast"].to_numpy(), atol=1e-5)
+    assert served["stamp"].tolist() == rows["stamp"].to_list()
