@@ -26,6 +26,11 @@ from timeseries.data.windows import Fitted, ForecastRecords, Windows, fit
 class ForecastWindows(RecordDataModule):
     """Windows of the series in a CSV, TSV or Parquet table.
 
+    A Parquet file of 5 million rows or more is read by pieces into memory maps in the cache folder
+    (``timeseries.data.streaming``); memory then grows with the longest series alone. Covariates
+    become features beside those of the calendar, standardised by the training spans; a model
+    without ``reads_time`` is refused them with UsageError.
+
     Args:
         path: the table to train and test on.
         predict_path: what ``predict`` reads; without it, ``path``.

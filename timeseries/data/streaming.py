@@ -356,11 +356,14 @@ class _Writer:
 
 def _opened(folder: Path) -> list[Series]:
     index = json.loads((folder / "index.json").read_text())
+    rows, ahead = (sum(one[i] for one in index["series"]) for i in (1, 2))
     targets, known, observed = (
-        _mapped(folder / name, np.float64, columns)
-        for name, columns in zip(_Writer.arrays[1:], index["columns"], strict=True)
+        _mapped(folder / name, np.float64, (count, columns))
+        for name, count, columns in zip(
+            _Writer.arrays[1:], (rows, ahead, rows), index["columns"], strict=True
+        )
     )
-    stamps = _mapped(folder / "stamps", np.dtype(index["kind"]), 1)[:, 0]
+    stamps = _mapped(folder / "stamps", np.dtype(index["kind"]), (rows,))
     found, start, start_known = [], 0, 0
     for name, rows, rows_known, static in index["series"]:
         at, at_known = slice(start, start + rows), slice(start_known, start_known + rows_known)
@@ -379,9 +382,7 @@ def _opened(folder: Path) -> list[Series]:
     return found
 
 
-def _mapped(file: Path, kind: Any, columns: int) -> NDArray:
-    """(rows, columns); without columns nothing is mapped, and any slice is of no rows."""
-    if not columns:
-        return np.zeros((0, 0))
-    flat = np.memmap(file, kind, "r")
-    return flat.reshape(-1, columns)
+def _mapped(file: Path, kind: Any, shape: tuple[int, ...]) -> NDArray:
+    if 0 in shape:  # an empty file cannot be mapped
+        return np.zeros(shape)
+    return np.memmap(file, kind, "r", shape=shape)

@@ -186,11 +186,8 @@ class Windows(Dataset):
         values = ((one.values[start:stop] - scale.mean) / scale.std).astype(np.float32)
         beside = np.zeros((stop - start, 0), np.float32)
         if len(self.fitted.covariates.mean):
-            parts = [
-                x[start:stop] if x.shape[1] else np.zeros((stop - start, 0))
-                for x in (one.known, one.observed)
-            ]
-            beside = self.fitted.covariates.scaled(np.hstack(parts))
+            both = np.hstack([one.known[start:stop], one.observed[start:stop]])
+            beside = self.fitted.covariates.scaled(both)
         return values, np.asarray(one.stamps[start:stop]), beside
 
     def _features(self, stamps: NDArray, beside: NDArray[np.float32]) -> NDArray[np.float32]:
