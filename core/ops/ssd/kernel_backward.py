@@ -74,10 +74,10 @@ def grad_x_kernel(
     high, low = load_sums(sums, place, CHUNK)
     v = load_rows(x, x_strides, b, start, head, real, rows, P)
     d = load_rows(dy, dy_strides, b, start, head, real, rows, P)
-    flow = tl.sum(from_entry * d, axis=1) * decay_from_entry(high, segment, entering)
-    grad *= decay_to_exit(sums, place, high, low, segment, leaving, CHUNK)[:, None]
+    flow = tl.sum(from_entry * d, axis=1) * decay_from_entry(high, segment, entering, PRECISION)
+    grad *= decay_to_exit(sums, place, high, low, segment, leaving, CHUNK, PRECISION)[:, None]
     left = tl.sum(grad * v, axis=1)
-    scores *= decay_within(high, low, segment, CHUNK)
+    scores *= decay_within(high, low, segment, CHUNK, PRECISION)
     grad += dot(tl.trans(scores.to(d.dtype)), d, PRECISION)
 
     # flow counts each pair s < t once; log_decay_k moves the pairs with s < k <= t.
@@ -86,9 +86,9 @@ def grad_x_kernel(
     pairs = tl.where(earlier, scores * dot(d, tl.trans(v), PRECISION), 0.0)
     flow += tl.sum(pairs, axis=1) - tl.sum(pairs, axis=0)
     # float64, because these sums take back later what they added earlier.
-    left = left.to(tl.float64)
     decay = tl.cumsum(flow.to(tl.float64), axis=0, reverse=True)
-    decay += tl.cumsum(left, axis=0) - left
+    # Not a running sum less its own element, which may be 1e20 times what precedes it.
+    decay += tl.sum(tl.where(earlier, left[None, :], 0.0), axis=1)
     decay += tl.load(through + place) * tl.sum(carried, axis=0)
 
     t = start + i
@@ -151,16 +151,22 @@ def grad_bc_kernel(
         high, low = load_sums(sums, place, CHUNK)
         v = load_rows(x, x_strides, b, start, head, real, rows, P)
         d = load_rows(dy, dy_strides, b, start, head, real, rows, P)
-        pull = dot(d, tl.trans(v), PRECISION) * decay_within(high, low, segment, CHUNK)
-        grad_C += dot(pull.to(v.dtype), k, PRECISION)
-        grad_B += dot(tl.trans(pull.to(v.dtype)), c, PRECISION)
+        pull = dot(d, tl.trans(v), PRECISION) * decay_within(high, low, segment, CHUNK, PRECISION)
+        # One head's sums apart: float32 chains over all heads would lose a digit.
+        head_C = dot(pull.to(v.dtype), k, PRECISION)
+        head_B = dot(tl.trans(pull.to(v.dtype)), c, PRECISION)
+        if PRECISION != "ieee":
+            grad_C += head_C
+            grad_B += head_B
         at = (b * chunks + chunk) * HEADS + head
         s = load_state(states, at, rows, columns, P, N)
-        d = d * decay_from_entry(high, segment, entering)[:, None]
-        grad_C += dot(d.to(s.dtype), s, PRECISION)
+        d = d * decay_from_entry(high, segment, entering, PRECISION)[:, None]
+        from_state = dot(d.to(s.dtype), s, PRECISION)
+        grad_C += head_C + from_state if PRECISION == "ieee" else from_state
         g = load_state(grad_states, at, rows, columns, P, N)
-        v = v * decay_to_exit(sums, place, high, low, segment, leaving, CHUNK)[:, None]
-        grad_B += dot(v.to(g.dtype), g, PRECISION)
+        v = v * decay_to_exit(sums, place, high, low, segment, leaving, CHUNK, PRECISION)[:, None]
+        to_state = dot(v.to(g.dtype), g, PRECISION)
+        grad_B += head_B + to_state if PRECISION == "ieee" else to_state
 
     t = start + tl.arange(0, CHUNK)
     token = ((part % SPLITS * batch + b) * length + t) * GROUPS + group

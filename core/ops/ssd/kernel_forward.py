@@ -102,9 +102,9 @@ def chunk_states_kernel(
     place = (b * HEADS + head) * chunks + chunk
     high, low = load_sums(sums, place, CHUNK)
     if TO_EXIT:
-        weight = decay_to_exit(sums, place, high, low, segment, leaving, CHUNK)
+        weight = decay_to_exit(sums, place, high, low, segment, leaving, CHUNK, PRECISION)
     else:
-        weight = decay_from_entry(high, segment, entering)
+        weight = decay_from_entry(high, segment, entering, PRECISION)
     v = load_rows(values, value_strides, b, start, head, real, rows, P)
     k = load_rows(keys, key_strides, b, start, head // SHARE, real, columns, N)
     state = dot(tl.trans((v * weight[:, None]).to(v.dtype)), k, PRECISION)
@@ -182,8 +182,8 @@ def output_kernel(
         out += dot(c.to(s.dtype), tl.trans(s), PRECISION)
 
     high, low = load_sums(sums, (b * HEADS + head) * chunks + chunk, CHUNK)
-    out *= decay_from_entry(high, segment, entering)[:, None]
-    scores *= decay_within(high, low, segment, CHUNK)
+    out *= decay_from_entry(high, segment, entering, PRECISION)[:, None]
+    scores *= decay_within(high, low, segment, CHUNK, PRECISION)
     v = load_rows(x, x_strides, b, start, head, real, rows, P)
     out += dot(scores.to(v.dtype), v, PRECISION)
 

@@ -98,20 +98,41 @@ def load_sums(pointer: tl.tensor, place: tl.tensor, CHUNK: tl.constexpr) -> tl.t
 
 
 @triton.jit
+def exp(x: tl.tensor, PRECISION: tl.constexpr) -> tl.tensor:
+    """exp of float32 at most 0; for float32 products ("ieee") to the last digit or two.
+
+    ``tl.exp`` takes 2 to the power of x log2(e) rounded, and rounding x = -20 costs 30 times the
+    last digit of the result; here what was rounded off multiplies the result.
+    """
+    if PRECISION != "ieee" or INTERPRET:  # its fma rounds in between, and its exp is exact
+        return tl.exp(x)
+    x = tl.maximum(x, -200.0)  # zero in float32; minus infinity has no remainder
+    power = x * 1.4426950408889634
+    rest = tl.fma(x, 1.4426950408889634, -power) + x * 1.925963033500911e-08
+    return tl.exp2(power) * (1.0 + rest * 0.6931471805599453)
+
+
+@triton.jit
 def decay_within(
-    high: tl.tensor, low: tl.tensor, segment: tl.tensor, CHUNK: tl.constexpr
+    high: tl.tensor,
+    low: tl.tensor,
+    segment: tl.tensor,
+    CHUNK: tl.constexpr,
+    PRECISION: tl.constexpr,
 ) -> tl.tensor:
     """How much of position s (column) position t (row) sees."""
     i = tl.arange(0, CHUNK)
     difference = (high[:, None] - high[None, :]) + (low[:, None] - low[None, :])
     seen = (i[:, None] >= i[None, :]) & (segment[:, None] == segment[None, :])
-    return tl.exp(tl.where(seen, difference, -float("inf")))
+    return exp(tl.where(seen, difference, -float("inf")), PRECISION)
 
 
 @triton.jit
-def decay_from_entry(high: tl.tensor, segment: tl.tensor, entering: tl.tensor) -> tl.tensor:
+def decay_from_entry(
+    high: tl.tensor, segment: tl.tensor, entering: tl.tensor, PRECISION: tl.constexpr
+) -> tl.tensor:
     """How much of the entering state each position sees."""
-    return tl.where(segment == entering, tl.exp(high), 0.0)
+    return tl.where(segment == entering, exp(high, PRECISION), 0.0)
 
 
 @triton.jit
@@ -123,8 +144,9 @@ def decay_to_exit(
     segment: tl.tensor,
     leaving: tl.tensor,
     CHUNK: tl.constexpr,
+    PRECISION: tl.constexpr,
 ) -> tl.tensor:
     """How much of each position the leaving state sees."""
     end = pointer + place * 2 * CHUNK + CHUNK - 1
     difference = (tl.load(end) - high) + (tl.load(end + CHUNK) - low)
-    return tl.where(segment == leaving, tl.exp(difference), 0.0)
+    return tl.where(segment == leaving, exp(difference, PRECISION), 0.0)

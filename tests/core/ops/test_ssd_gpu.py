@@ -88,7 +88,9 @@ def test_rows_with_strides(dtype):
 def test_strong_decay(dtype, low):
     """The gradient of log_decay is about exp(low): nothing of the diagonal may leak into it."""
     inputs = draw(2, 500, 4, 64, 1, 64, dtype=dtype, device="cuda")
-    inputs["log_decay"] = low - inputs["log_decay"]
+    inputs["log_decay"] = low + inputs["log_decay"]
+    if dtype == torch.float16:  # rounds weights below 6e-8 to zero: no gradient for the first state
+        del inputs["initial_state"]
     check(inputs)
 
 
@@ -98,6 +100,7 @@ def test_strong_and_weak_decay_side_by_side():
     inputs["log_decay"][:, 5::29] = -torch.inf
     got = run(ssd, inputs)
     truth = run(ssd, inputs, dtype=torch.float64)
+    assert not got.pop("gradient of initial_state").any()  # the first decay forgets it
     for name, tensor in got.items():
         assert rms_ratio(tensor, truth[name]) < RMS_LIMIT[torch.float32], name
 
