@@ -9,6 +9,7 @@ from tolerances import assert_close_to_reference
 from torch import Tensor
 
 from core.ops.fft_conv import fft_conv, fft_conv_reference
+from core.ops.fft_conv.spectral import fast_length
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,15 @@ def plain(
     reverse_k: Tensor | None = None,
     circular: bool = False,
 ) -> Tensor:
-    """What a user of PyTorch writes: every step in the dtype of u but the FFT, which has none."""
+    """What a user of PyTorch writes: every step in the dtype of u but the FFT, which has none.
+
+    At the op's own length of transform: cuFFT's of 128 has 1.75 times the error of its of 130.
+    """
     v = u if pre_gate is None else pre_gate * u
-    y = fft_conv_reference(v, k, skip=skip, reverse_k=reverse_k, circular=circular)
+    length, lags = u.shape[-1], max(k.shape[-1], 1 if reverse_k is None else reverse_k.shape[-1])
+    period = length if circular else fast_length(length + lags - 1)
+    v = torch.nn.functional.pad(v, (0, period - length))
+    y = fft_conv_reference(v, k, skip=skip, reverse_k=reverse_k, circular=True)[..., :length]
     return y if post_gate is None else post_gate * y
 
 
