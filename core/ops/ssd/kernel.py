@@ -55,7 +55,7 @@ def _launch(x: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, segments: Tensor
     half = x.element_size() == 2
     chunk = 128 if half and block_p <= 64 else 64
     if x.dtype == torch.float16 and block_p < 64:
-        chunk = 64  # at 128 Triton 3.6 makes wrong gradients of x on an H100
+        chunk = 64  # 128 gave wrong gradients of x on an H100 (Triton 3.6); cause unknown
     chunks = triton.cdiv(length, chunk)
     constants = {
         "HEADS": heads,
