@@ -1,7 +1,8 @@
 """Networks of the library pytorch-forecasting behind the interface of forecasters.
 
 They are the library's own, with its names and defaults for their options. Each channel is a series
-to them and all share the weights. Calendar features are its known reals; there are no others.
+to them and all share the weights. The features of time (calendar and covariates) are its known
+reals.
 
 A window goes in as the library's ``TimeSeriesDataSet`` gives it. With ``normalise`` that is with
 its default normaliser of targets for look-backs above 20: the mean of the look-back is subtracted,
