@@ -25,6 +25,7 @@ from core.jobs import provenance
 from core.jobs.errors import UsageError
 
 if TYPE_CHECKING:
+    import polars as pl
     from matplotlib.figure import Figure
     from mlflow.tracking import MlflowClient
 
@@ -287,6 +288,17 @@ def log_figure(owner: Trainer | RunLogger, figure: Figure, path: str) -> None:
     for logger in loggers:
         if isinstance(logger, RunLogger):
             logger.client.log_figure(logger.identity, figure, path)
+
+
+def log_table(owner: Trainer | RunLogger, table: pl.DataFrame, path: str) -> None:
+    """Store a table as CSV with the run under ``path`` (``tables/NAME.csv``), in place of an older
+    one; otherwise as `log_figure`."""
+    loggers = [owner] if isinstance(owner, RunLogger) else owner.loggers
+    if not rank_zero():
+        return
+    for logger in loggers:
+        if isinstance(logger, RunLogger):
+            logger.client.log_text(logger.identity, table.write_csv(), path)
 
 
 @contextmanager

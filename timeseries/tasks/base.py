@@ -6,13 +6,23 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
+import polars as pl
 import pyarrow as pa
+import torch
 from torch import Tensor, nn
 
 from core.jobs.errors import UsageError
 from core.jobs.optim import Optimisation, adamw
-from core.jobs.tracking import log_figure
-from timeseries.tasks.errors import Coverage, ForecastErrors, seasonal_naive
+from core.jobs.tracking import log_figure, log_table
+from timeseries.data.windows import Windows
+from timeseries.tasks.errors import (
+    Coverage,
+    ForecastErrors,
+    SeriesErrors,
+    point_errors,
+    quantile_losses,
+    seasonal_naive,
+)
 from timeseries.tasks.figures import Shown, forecasts_figure, horizon_figure
 
 _SHOWN = 4
@@ -35,7 +45,9 @@ class ForecastTask(L.LightningModule):
     Metrics: ``mse`` and ``mae`` on the standardised scale, as published tables have them;
     ``mse_original`` and ``mae_original`` in the data's units, ``mase``; each beside the seasonal
     naive forecast's; ``coverage_80``, the share of the test span inside that interval. Every window
-    of a span counts, the last ones too.
+    of a span counts, the last ones too. A tracked test also stores them by step of the horizon and
+    by series and channel as ``tables/test_by_horizon.csv`` and ``tables/test_by_series.csv``, with
+    ``wql`` and ``crps`` of each series where there are quantiles.
     """
 
     def __init__(
@@ -57,6 +69,7 @@ class ForecastTask(L.LightningModule):
         self.test_errors = ForecastErrors(horizon, channels)
         self.naive_errors = ForecastErrors(horizon, channels)
         self.coverage = Coverage(len(levels))
+        self.series_errors: SeriesErrors | None = None
         self._shown: list[Shown] = []
 
     def outcome(self, batch: dict[str, Any]) -> Outcome:
@@ -82,6 +95,19 @@ class ForecastTask(L.LightningModule):
 
     # Test
 
+    def on_test_start(self) -> None:
+        data = self._tested_windows()
+        if data is not None:
+            kinds = [*self.test_errors.kinds, *map(_naive, self.test_errors.kinds)]
+            kinds += ["loss", "loss_original", "size"] if self.quantiles else []
+            errors = SeriesErrors(kinds, len(data.series), len(data.fitted.channels))
+            self.series_errors = errors.to(self.device)
+
+    def _tested_windows(self) -> Windows | None:
+        """What is tested, if it is windows of named series."""
+        data = getattr(self.trainer.test_dataloaders, "dataset", None)
+        return data if isinstance(data, Windows) else None
+
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self.tested(batch, self.outcome(batch), batch_idx)
 
@@ -90,6 +116,13 @@ class ForecastTask(L.LightningModule):
         self.test_errors.update(found.forecast, batch["future"], *scale)
         naive = seasonal_naive(batch["past"], self.horizon, self.season)
         self.naive_errors.update(naive, batch["future"], *scale)
+        if self.series_errors is not None:
+            errors = point_errors(found.forecast, batch["future"], *scale)
+            beside = point_errors(naive, batch["future"], *scale)
+            errors |= {_naive(kind): values for kind, values in beside.items()}
+            if self.quantiles:
+                errors |= _quantile_errors(batch, found, self.quantiles)
+            self.series_errors.update(batch["series"], errors)
         if self.levels and not found.low.isnan().any():
             self.coverage.update(batch["future"], found.low, found.high)
         batches = int(self.trainer.num_test_batches[0])
@@ -97,20 +130,46 @@ class ForecastTask(L.LightningModule):
             self._shown.append(_shown(batch, found))
 
     def on_test_epoch_end(self) -> None:
-        naive = {f"{kind}_seasonal_naive": v for kind, v in self.naive_errors.totals().items()}
+        naive = {_naive(kind): v for kind, v in self.naive_errors.totals().items()}
         self.log_dict(_named("test", {**self.test_errors.totals(), **naive}))
         if self.coverage.values:
             for share, inside in zip(self.levels, self.coverage.compute(), strict=True):
                 self.log(f"test/coverage_{share * 100:g}", inside)
         errors = {"model": self.test_errors, "seasonal naive": self.naive_errors}
-        by_step = {name: e.compute()["mse"].mean(1).cpu().numpy() for name, e in errors.items()}
+        by_step = {name: e.compute() for name, e in errors.items()}
+        curves = {name: e["mse"].mean(1).cpu().numpy() for name, e in by_step.items()}
+        self._log_by_series()
         if self.trainer.is_global_zero:
-            log_figure(self.trainer, horizon_figure(by_step), "plots/test_by_horizon.png")
+            log_table(self.trainer, _horizon_table(*by_step.values()), "tables/test_by_horizon.csv")
+            log_figure(self.trainer, horizon_figure(curves), "plots/test_by_horizon.png")
             figure = forecasts_figure(self._shown, self.levels)
             log_figure(self.trainer, figure, "plots/test_forecasts.png")
         for metric in (*errors.values(), self.coverage):
             metric.reset()
         self._shown.clear()
+
+    def _log_by_series(self) -> None:
+        data = self._tested_windows()
+        if self.series_errors is None or data is None:
+            return
+        means = {
+            kind: values.cpu().numpy() for kind, values in self.series_errors.compute().items()
+        }
+        self.series_errors = None
+        if self.quantiles:
+            means["wql"] = 2 * means.pop("loss_original") / means.pop("size")
+            means["crps"] = 2 * means.pop("loss")
+        channels = data.fitted.channels
+        table = pl.DataFrame(
+            {
+                "series": np.repeat([one.name for one in data.series], len(channels)),
+                "channel": list(channels) * len(data.series),
+                "windows": np.repeat([len(origins) for origins in data.origins], len(channels)),
+                **{kind: values.ravel() for kind, values in means.items()},
+            }
+        )
+        table = table.filter(pl.col("windows") > 0)
+        log_table(self.trainer, table, "tables/test_by_series.csv")
 
     # Prediction
 
@@ -161,6 +220,28 @@ def _shown(batch: dict[str, Any], found: Outcome) -> Shown:
     )
     low, high = ((x[:, 0, :, -1] * std + mean).cpu().numpy() for x in (found.low, found.high))
     return Shown(batch["stamps"][0].cpu().numpy(), past, future, forecast, low, high)
+
+
+def _naive(kind: str) -> str:
+    return f"{kind}_seasonal_naive"
+
+
+def _quantile_errors(
+    batch: dict[str, Any], found: Outcome, shares: list[float]
+) -> dict[str, Tensor]:
+    """(batch, horizon, channels): mean quantile losses on both scales, and absolute values."""
+    std, mean = batch["std"].double()[:, None], batch["mean"].double()[:, None]
+    at = torch.tensor(shares, dtype=torch.float64, device=std.device)
+    loss = quantile_losses(found.quantiles, batch["future"], at).mean(0)
+    size = (batch["future"].double() * std + mean).abs()
+    return {"loss": loss, "loss_original": loss * std, "size": size}
+
+
+def _horizon_table(model: dict[str, Tensor], naive: dict[str, Tensor]) -> pl.DataFrame:
+    """A row a step, means over channels."""
+    columns = {**model, **{_naive(kind): values for kind, values in naive.items()}}
+    table = pl.DataFrame({kind: v.mean(1).cpu().numpy() for kind, v in columns.items()})
+    return table.select(pl.int_range(1, pl.len() + 1).alias("step"), pl.all())
 
 
 def _named(split: str, values: dict[str, Any]) -> dict[str, Any]:

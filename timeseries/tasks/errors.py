@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+_KINDS = ("mse", "mae", "mse_original", "mae_original", "mase")
+
+
+def point_errors(
+    forecast: Tensor, truth: Tensor, std: Tensor, seasonal_error: Tensor
+) -> dict[str, Tensor]:
+    """kind -> (batch, horizon, channels), the errors whose means are the metrics. ``mase`` divides
+    by the seasonal naive forecast's error one step ahead in the training span."""
+    error = (forecast - truth).double()
+    original = error * std.double()[:, None]
+    scaled = original.abs() / seasonal_error.double()[:, None]
+    kinds = (error**2, error.abs(), original**2, original.abs(), scaled)
+    return dict(zip(_KINDS, kinds, strict=True))
+
+
+def quantile_losses(quantiles: Tensor, truth: Tensor, shares: Tensor) -> Tensor:
+    """(number, batch, horizon, channels), of ``quantiles`` of that shape with ``shares`` of values
+    below them."""
+    error = truth.double() - quantiles.double()
+    share = shares[:, None, None, None]
+    return torch.maximum(share * error, (share - 1) * error)
 
 
 class ForecastErrors(Metric):
@@ -22,29 +45,53 @@ class ForecastErrors(Metric):
 
     def __init__(self, horizon: int, channels: int) -> None:
         super().__init__()
-        kinds = ("mse", "mae", "mse_original", "mae_original", "mase")
-        self.kinds = kinds
-        zeros = torch.zeros(len(kinds), horizon, channels, dtype=torch.float64)
+        self.kinds = _KINDS
+        zeros = torch.zeros(len(_KINDS), horizon, channels, dtype=torch.float64)
         self.add_state("sums", zeros, dist_reduce_fx="sum")
         self.add_state("windows", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, forecast: Tensor, truth: Tensor, std: Tensor, seasonal_error: Tensor) -> None:
-        error = (forecast - truth).double()
-        original = error * std.double()[:, None]
-        scaled = original.abs() / seasonal_error.double()[:, None]
-        kinds = (error**2, error.abs(), original**2, original.abs(), scaled)
-        self.sums += torch.stack([kind.sum(0) for kind in kinds])
-        self.windows += len(error)
+        kinds = point_errors(forecast, truth, std, seasonal_error)
+        self.sums += torch.stack([kind.sum(0) for kind in kinds.values()])
+        self.windows += len(forecast)
 
     def compute(self) -> dict[str, Tensor]:
-        """kind -> (horizon, channels), means over windows. ``mase`` divides by the seasonal naive
-        forecast's error one step ahead in the training span."""
+        """kind -> (horizon, channels), means over windows."""
         means = self.sums / self.windows
         return dict(zip(self.kinds, means, strict=True))
 
     def totals(self) -> dict[str, Any]:
         """kind -> mean over windows, steps and channels, as published tables have it."""
         return {kind: value.mean().float() for kind, value in self.compute().items()}
+
+
+class SeriesErrors(Metric):
+    """Means of any errors by series and channel; memory is kinds x series x channels, whatever the
+    number of windows.
+
+    Update with numbers of the series (batch,) and, by kind, errors (batch, horizon, channels).
+    """
+
+    full_state_update = False
+    sums: Tensor
+    values: Tensor
+
+    def __init__(self, kinds: Sequence[str], series: int, channels: int) -> None:
+        super().__init__()
+        self.kinds = tuple(kinds)
+        zeros = torch.zeros(len(self.kinds), series, channels, dtype=torch.float64)
+        self.add_state("sums", zeros, dist_reduce_fx="sum")
+        self.add_state("values", torch.zeros(series, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, series: Tensor, errors: dict[str, Tensor]) -> None:
+        found = torch.stack([errors[kind].double().sum(1) for kind in self.kinds])
+        self.sums.index_add_(1, series, found)
+        steps = next(iter(errors.values())).shape[1]
+        self.values.index_add_(0, series, torch.full_like(series, steps))
+
+    def compute(self) -> dict[str, Tensor]:
+        """kind -> (series, channels), not a number for a series without windows."""
+        return dict(zip(self.kinds, self.sums / self.values[:, None], strict=True))
 
 
 class Coverage(Metric):
@@ -96,9 +143,7 @@ class QuantileErrors(Metric):
         self.add_state("values", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, quantiles: Tensor, truth: Tensor, mean: Tensor, std: Tensor) -> None:
-        error = truth.double() - quantiles.double()
-        share = self.shares[:, None, None, None]
-        loss = torch.maximum(share * error, (share - 1) * error)
+        loss = quantile_losses(quantiles, truth, self.shares)
         self.losses += loss.flatten(1).sum(1)
         self.original += (loss * std.double()[:, None]).flatten(1).sum(1)
         self.size += (truth.double() * std.double()[:, None] + mean.double()[:, None]).abs().sum()
