@@ -1,4 +1,4 @@
-"""python -m timeseries fit | validate | test | predict | compare | backtest"""
+"""python -m timeseries fit | validate | test | predict | compare | backtest | generate"""
 
 import sys
 
@@ -8,6 +8,7 @@ from core.jobs.front import Extra
 MORE = {
     "compare": Extra("several models on the same data, one table", "timeseries.studies:compare"),
     "backtest": Extra("rolling origin: one model, one row a fold", "timeseries.studies:backtest"),
+    "generate": Extra("new events from a trained model", "timeseries.generation:generate"),
 }
 
 

@@ -21,14 +21,14 @@ from timeseries.data.forecasts import ForecastWindows
 _BARS = ("mse", "mae")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
 def compare(arguments: Sequence[str]) -> None:
     """Fit and test every config with every seed and horizon; one table."""
-    parser = _Parser(
+    parser = Parser(
         prog="timeseries compare",
         allow_abbrev=False,
         description="Fit and test several configs on the same data; one table, one figure. "
@@ -57,7 +57,7 @@ def compare(arguments: Sequence[str]) -> None:
 
 def backtest(arguments: Sequence[str]) -> None:
     """Rolling origin: the same config, trained and tested on spans that move forward."""
-    parser = _Parser(
+    parser = Parser(
         prog="timeseries backtest",
         allow_abbrev=False,
         description="Rolling-origin backtest: fold k trains on all rows before its validation "

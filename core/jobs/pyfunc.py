@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import shutil
@@ -84,7 +85,8 @@ def build(config: Mapping[str, Any]) -> tuple[LightningModule, RecordDataModule]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningModule, "model")
     parser.add_subclass_arguments(RecordDataModule, "data")
-    objects = parser.instantiate(parser.parse_object(dict(config)))
+    # jsonargparse puts its own objects into what it is given
+    objects = parser.instantiate(parser.parse_object(copy.deepcopy(dict(config))))
     return objects.model, objects.data
 
 

@@ -5,10 +5,11 @@ from core.mixers.base import PATTERNS, Mixer, UnsupportedPattern
 from core.mixers.hyena import Hyena
 from core.mixers.lmu import LMU
 from core.mixers.mamba2 import Mamba2
+from core.mixers.relative_attention import RelativeAttention
 from core.mixers.s4 import S4
 from core.mixers.s4d import S4D
 
-MIXERS: tuple[type[Mixer], ...] = (Attention, Hyena, LMU, Mamba2, S4, S4D)
+MIXERS: tuple[type[Mixer], ...] = (Attention, Hyena, LMU, Mamba2, RelativeAttention, S4, S4D)
 
 __all__ = [
     "LMU",
@@ -20,5 +21,6 @@ __all__ = [
     "Hyena",
     "Mamba2",
     "Mixer",
+    "RelativeAttention",
     "UnsupportedPattern",
 ]

@@ -29,6 +29,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"initialisation": "inv", "discretisation": "bilinear"},
     ],
     "LMU": [{"inputs": 3, "order": 7, "theta": 5.5, "input_activation": "identity"}],
+    "RelativeAttention": [{"heads": 4, "max_distance": 6}],
     "Mamba2": [{"head_dim": 16, "groups": 2, "state": 8}],
 }
 CASES = [(cls, options) for cls in MIXERS for options in [{}, *OPTIONS.get(cls.__name__, [])]]

@@ -2,6 +2,7 @@
 
 from timeseries.models.autoformer import Autoformer
 from timeseries.models.dlinear import DLinear
+from timeseries.models.events import EventModel
 from timeseries.models.informer import Informer
 from timeseries.models.lmuformer import LMUFormer
 from timeseries.models.mixer import MixerForecaster
@@ -25,6 +26,7 @@ __all__ = [
     "Autoformer",
     "DLinear",
     "DeepAR",
+    "EventModel",
     "Informer",
     "LMUFormer",
     "MixerForecaster",

@@ -78,3 +78,19 @@ def horizon_figure(errors: Mapping[str, NDArray]) -> Figure:
     axes.set_ylim(bottom=0)
     axes.legend()
     return figure
+
+
+def history_figure(event: NDArray, kind: NDArray, time: NDArray) -> Figure:
+    """Nats an event of its type and of the time to it, by how many events came before; in bins
+    that double."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    which = np.floor(np.log2(event)).astype(int)
+    counts = np.bincount(which)
+    used = np.flatnonzero(counts)
+    for name, nats in (("type", kind), ("time, given the type", time)):
+        mean = np.bincount(which, nats)[used] / counts[used]
+        axes.plot(2.0**used, mean, marker="o", markersize=3, label=name)
+    axes.set(xscale="log", xlabel="number of the event in its sequence", ylabel="nats an event")
+    axes.legend()
+    return figure
