@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "timeseries" / "configs").glob("*.yaml"))
 PRETRAINING = ROOT / "timeseries" / "configs" / "masked_pretraining.yaml"
 EVENTS = [c for c in CONFIGS if "tasks.EventModelling" in c.read_text()]  # test_event_runs.py
-TRAINED = [c for c in CONFIGS if trains(c) and c not in (PRETRAINING, *EVENTS)]
+CLASSIFICATION = [c for c in CONFIGS if "SeriesClassification" in c.read_text()]
+TRAINED = [c for c in CONFIGS if trains(c) and c not in (PRETRAINING, *EVENTS, *CLASSIFICATION)]
 UNTRAINED = [c for c in CONFIGS if not trains(c)]
 # Shorter than shipped, to keep the test short.
 FEW = ("--data.init_args.protocol.stride", "500", "--data.init_args.batch_size", "4")
@@ -67,6 +68,28 @@ def test_forecaster_runs(config: Path, server: Server, tmp_path: Path) -> None:
     else:
         assert (rows["lower_95"] <= rows["lower_80"]).all()
     assert rows["actual"].null_count() == len(rows)
+
+
+@pytest.mark.parametrize("config", CLASSIFICATION, ids=lambda c: c.stem)
+def test_classifier_runs(config: Path, server: Server, tmp_path: Path) -> None:
+    few = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
+    said = run(server, "fit", "--config", str(config), *few)
+    folder = said.split("run folder: ")[1].split("\n")[0]
+    tested = run(server, "test", "--ckpt_path", folder)
+    for metric in ("accuracy", "macro_f1_nearest_neighbour", "accuracy_at_50"):
+        assert f"test/{metric} " in tested
+    csv = tmp_path / "rows.csv"
+    written = ["--predictions.path", str(tmp_path / "rows"), "--predictions.export", str(csv)]
+    run(server, "predict", "--ckpt_path", folder, *written)
+    rows = pl.read_csv(csv)
+    assert rows["id"].to_list() == [f"test-{n:03d}" for n in range(1, 371)]
+    chances = rows.select(pl.col("^probability_.*$"))
+    assert chances.columns == [f"probability_{k}" for k in range(1, 10)]
+    assert chances.sum_horizontal().is_close(1.0, abs_tol=1e-6).all()
+    best = [max(range(9), key=row.__getitem__) + 1 for row in chances.iter_rows()]
+    assert best == rows["prediction"].to_list()
+    right = (rows["prediction"] == rows["actual"]).mean()
+    assert f"test/accuracy {right:.4g} " in tested
 
 
 def test_pretraining_runs_and_a_forecaster_starts_from_it(server: Server) -> None:

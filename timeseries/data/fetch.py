@@ -41,6 +41,19 @@ DATASETS = {
         },
         "wheel",
     ),
+    "japanese-vowels": Dataset(
+        "aeon==1.6.0",
+        "two vowels by nine speakers: 640 series of 7 to 29 steps, 12 channels, 9 classes",
+        {
+            "aeon/datasets/data/JapaneseVowels/JapaneseVowels_TRAIN.ts": (
+                "68a430eabd919cc77f40b1f5f3bc0dcafacc1486bca9260785aeb7d262cc78cd"
+            ),
+            "aeon/datasets/data/JapaneseVowels/JapaneseVowels_TEST.ts": (
+                "b3d41d6a0ca3bcad3afb9ca7d4365382aa51341e2e58bae2a574babdda5b9462"
+            ),
+        },
+        "wheel",
+    ),
 }
 
 

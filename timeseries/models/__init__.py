@@ -1,6 +1,7 @@
-"""Forecasters."""
+"""Forecasters and classifiers."""
 
 from timeseries.models.autoformer import Autoformer
+from timeseries.models.classifier import MixerClassifier
 from timeseries.models.dlinear import DLinear
 from timeseries.models.events import EventModel
 from timeseries.models.informer import Informer
@@ -29,6 +30,7 @@ __all__ = [
     "EventModel",
     "Informer",
     "LMUFormer",
+    "MixerClassifier",
     "MixerForecaster",
     "NHiTS",
     "PatchTSMixer",

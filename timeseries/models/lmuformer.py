@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from core.mixers.base import Mixer, at_least_float32
 from core.mixers.lmu import LMU, LegendreMemory
+from core.sequences import Sequences
 
 KERNEL = 3  # taps of the convolutions in the patch embedding
 
@@ -35,7 +36,10 @@ class Stream(nn.Module):
 
 
 class Chain(Stream):
-    """Layers one after another; the state is a list, None for a layer that remembers nothing."""
+    """Layers one after another; the state is a list, None for a layer that remembers nothing.
+
+    ``real`` (batch, time) says which steps are no padding, to the layers that ask for it.
+    """
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
@@ -49,11 +53,15 @@ class Chain(Stream):
             for layer in self.layers
         ]
 
-    def forward(self, x: Tensor, *, state: list[Any] | None = None) -> Any:
+    def forward(
+        self, x: Tensor, *, state: list[Any] | None = None, real: Tensor | None = None
+    ) -> Any:
         after: list[Any] = []
         for i, layer in enumerate(self.layers):
             if state is not None and state[i] is not None:
                 x, new = layer(x, state=state[i])
+            elif isinstance(layer, BatchNorm | Chain | SpikingLMU):
+                x, new = layer(x, real=real), None
             else:
                 x, new = layer(x), None
             after.append(new)
@@ -63,9 +71,11 @@ class Chain(Stream):
 class Residual(Chain):
     """x + the chain of x."""
 
-    def forward(self, x: Tensor, *, state: list[Any] | None = None) -> Any:
+    def forward(
+        self, x: Tensor, *, state: list[Any] | None = None, real: Tensor | None = None
+    ) -> Any:
         if state is None:
-            return x + super().forward(x)
+            return x + super().forward(x, real=real)
         y, state = super().forward(x, state=state)
         return x + y, state
 
@@ -88,10 +98,16 @@ class CausalConv(Stream):
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch norm of (batch, time, dim) over batch and time; one vector a channel in eval mode."""
+    """Batch norm of (batch, time, dim) over the real steps; one vector a channel in eval mode.
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.flatten(0, 1)).view(x.shape)
+    In training mode padding comes out as zeros.
+    """
+
+    def forward(self, x: Tensor, *, real: Tensor | None = None) -> Tensor:
+        if real is None or not self.training:
+            return super().forward(x.flatten(0, 1)).view(x.shape)
+        normed = super().forward(x[real])
+        return normed.new_zeros(x.shape).index_put((real,), normed)
 
 
 class Spike(torch.autograd.Function):
@@ -156,11 +172,13 @@ class SpikingLMU(Stream):
         states = [c.init_state(batch, device=device, dtype=dtype) for c in chains]
         return (*states, self.memory.init_state(batch, 1, device=device))
 
-    def forward(self, x: Tensor, *, state: tuple[Any, ...] | None = None) -> Any:
+    def forward(
+        self, x: Tensor, *, state: tuple[Any, ...] | None = None, real: Tensor | None = None
+    ) -> Any:
         if state is None:
-            m, _ = self.memory(self.encode(x))
-            m = self.recall(m.flatten(2).to(x.dtype))
-            return self.decode(torch.cat([m, x], -1))
+            m, _ = self.memory(self.encode(x, real=real))
+            m = self.recall(m.flatten(2).to(x.dtype), real=real)
+            return self.decode(torch.cat([m, x], -1), real=real)
         encode, recall, decode, memory = state
         u, encode = self.encode(x, state=encode)
         m, memory = self.memory(u, memory)
@@ -231,8 +249,8 @@ class LMUFormer(nn.Module):
     of coefficients (0: ``dim``, or twice that when spiking), ``expand`` the widening of the channel
     mixer. ``spiking`` puts neurons with time constant ``tau`` in place of the activations: only
     zeros and ones enter the body's linear layers and convolutions after the first; the residual
-    stream stays real-valued. Sequences shorter than the batch's longest may be padded at the end:
-    their logits up to there stay the same in eval mode (in training batch norm counts padding).
+    stream stays real-valued. Series shorter than the batch's longest are padded at the end; the
+    logits of padding mean nothing.
 
     Raises ValueError if ``channels``, ``classes`` or another size is below 1.
     """
@@ -266,10 +284,12 @@ class LMUFormer(nn.Module):
         self.body = Chain(*layers, PrefixMean(dim))
         self.head = nn.Linear(dim, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits for every prefix: ``[:, t]`` is the answer after step t, ``[:, -1]`` of it all."""
+    def forward(self, x: Tensor, sequences: Sequences | None = None) -> Tensor:
+        """Logits for every prefix: ``[:, t]`` is the answer after step t."""
         self._check(x)
-        return self.head(self.body(x))
+        if sequences is None:
+            return self.head(self.body(x))
+        return self.head(self.body(sequences.zero_padding(x), real=sequences.real))
 
     def init_state(self, batch: int, *, device: Any = None, dtype: Any = None) -> list[Any]:
         """The state before the first step of ``batch`` streams; device and dtype as the weights."""

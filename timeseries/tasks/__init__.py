@@ -1,6 +1,7 @@
 """One LightningModule a question."""
 
 from core.jobs.optim import Optimisation
+from timeseries.tasks.classification import SeriesClassification
 from timeseries.tasks.events import EventModelling
 from timeseries.tasks.forecasting import Forecasting
 from timeseries.tasks.pretraining import MaskedPretraining
@@ -12,4 +13,5 @@ __all__ = [
     "MaskedPretraining",
     "Optimisation",
     "ProbabilisticForecasting",
+    "SeriesClassification",
 ]

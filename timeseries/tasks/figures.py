@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -93,4 +94,34 @@ def history_figure(event: NDArray, kind: NDArray, time: NDArray) -> Figure:
         axes.plot(2.0**used, mean, marker="o", markersize=3, label=name)
     axes.set(xscale="log", xlabel="number of the event in its sequence", ylabel="nats an event")
     axes.legend()
+    return figure
+
+
+def confusion_figure(predicted: NDArray, labels: NDArray, classes: Sequence[str]) -> Figure:
+    """How many series of each class were taken for which, shaded by their share of the class;
+    ``predicted`` and ``labels`` (series,) are class numbers."""
+    table = np.zeros((len(classes), len(classes)), int)
+    np.add.at(table, (labels, predicted), 1)
+    side = 2.5 + 0.45 * len(classes)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    shares = table / table.sum(1, keepdims=True).clip(1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(classes) <= 30:  # more would not be read
+        for row, column in np.argwhere(table):
+            color = "white" if shares[row, column] > 0.5 else _DARK
+            axes.text(column, row, table[row, column], ha="center", va="center", color=color)
+    ticks = range(len(classes))
+    axes.set_xticks(ticks, classes, rotation=90 if max(map(len, classes)) > 3 else 0)
+    axes.set_yticks(ticks, classes)
+    axes.set(xlabel="predicted", ylabel="true", title=f"{len(labels):,} series")
+    return figure
+
+
+def prefix_figure(table: pl.DataFrame) -> Figure:
+    """Accuracy by the share of a series that has come in; columns share and accuracy."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(table["share"], table["accuracy"], marker="o", markersize=3, color=_INK)
+    axes.set(xlabel="share of the series seen", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
     return figure

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.mixers.lmu import delay_system
+from core.sequences import Sequences
 from timeseries.models.lmuformer import LIF, BatchNorm, CausalConv, LMUFormer, PrefixMean, Spike
 
 CHANNELS, CLASSES, DIM, TIME, THETA = 3, 4, 10, 26, 12.0
@@ -232,6 +233,44 @@ def test_training_statistics_are_over_batch_and_time() -> None:
     expected = F.batch_norm(x.transpose(1, 2), None, None, training=True).transpose(1, 2)
     torch.testing.assert_close(norm(x), expected)
     torch.testing.assert_close(norm.running_mean, 0.1 * x.mean((0, 1)))
+
+
+def test_training_statistics_leave_padding_out() -> None:
+    norm, x = BatchNorm(CHANNELS).double(), signal() + 3
+    real = Sequences.padded([TIME, 7, 1], TIME).real
+    expected = F.batch_norm(x[real], None, None, training=True)
+    x[~real] = 1e6
+    y = norm(x, real=real)
+    torch.testing.assert_close(y[real], expected)
+    assert not y[~real].any()
+    torch.testing.assert_close(norm.running_mean, 0.1 * x[real].mean(0))
+    norm.eval()
+    torch.testing.assert_close(norm(x, real=real), norm(x))
+
+
+def test_padded_equals_unpadded(spiking: bool) -> None:
+    model, x, lengths = build(spiking), signal(), [TIME, 9, 1]
+    sequences = Sequences.padded(lengths, TIME)
+    x[~sequences.real] = torch.nan
+    logits = model(x, sequences)
+    for row, length in enumerate(lengths):
+        alone = model(x[row : row + 1, :length])[0]
+        torch.testing.assert_close(logits[row, :length], alone, rtol=1e-9, atol=1e-10)
+
+
+def test_more_padding_trains_the_same(spiking: bool) -> None:
+    x, lengths = signal(), [TIME, 9, 4]
+    found = []
+    for more in (0, 15):
+        model = build(spiking).train()
+        padded = F.pad(x, (0, 0, 0, more), value=9.0)
+        sequences = Sequences.padded(lengths, TIME + more)
+        logits = model(padded, sequences)[sequences.real]
+        logits.square().sum().backward()
+        norms = [m.running_var for m in model.modules() if isinstance(m, BatchNorm)]
+        found.append([logits, *norms, *(p.grad for p in model.parameters())])
+    for short, long in zip(*found, strict=True):
+        torch.testing.assert_close(short, long, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
