@@ -99,6 +99,14 @@ def _check(
             )
 
 
+def _takes_monarch(u: Tensor, circular: bool) -> bool:
+    if not use_triton(u):
+        return False
+    from core.ops.fft_conv import monarch
+
+    return monarch.fits(u, circular)
+
+
 def _steps(u: Tensor) -> spectral.Steps:
     if use_triton(u) and u.dtype != torch.float64:
         from core.ops.fft_conv.kernel import FUSED
@@ -117,6 +125,10 @@ def _fft_conv(
     zero: int,
     circular: bool,
 ) -> Tensor:
+    if _takes_monarch(u, circular):
+        from core.ops.fft_conv import monarch
+
+        return monarch.forward(u, h, skip, pre_gate, post_gate, zero)
     steps = _steps(u)
     return spectral.forward(u, h, skip, pre_gate, post_gate, zero, circular, steps)
 
@@ -146,6 +158,10 @@ def _fft_conv_backward(
     circular: bool,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if _takes_monarch(u, circular):
+        from core.ops.fft_conv import monarch
+
+        return monarch.backward(dy, u, h, skip, pre_gate, post_gate, zero, wanted)
     steps = _steps(u)
     return spectral.backward(dy, u, h, skip, pre_gate, post_gate, zero, circular, wanted, steps)
 

@@ -1,0 +1,54 @@
+"""The convolution and its gradients by matrix products on tensor cores (README.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from core.ops.fft_conv import long, short
+from core.ops.fft_conv.plan import Gradients, Windows, plan
+from core.ops.fft_conv.spectral import empty_gradients
+
+LONGEST = 2**22
+
+
+def fits(u: Tensor, circular: bool) -> bool:
+    """Whether this version computes it: bfloat16, up to 4M positions, not periodic."""
+    return not circular and u.dtype == torch.bfloat16 and u.numel() > 0 and u.shape[-1] <= LONGEST
+
+
+def forward(
+    u: Tensor,
+    h: Tensor,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    zero: int,
+) -> Tensor:
+    """As `spectral.forward`."""
+    how = plan(u.shape[-1], h.shape[1], zero)
+    if isinstance(how, Windows):
+        return short.forward(u, h, skip, pre_gate, post_gate, zero, how)
+    return long.forward(u, h, skip, pre_gate, post_gate, zero, how)
+
+
+def backward(
+    dy: Tensor,
+    u: Tensor,
+    h: Tensor,
+    skip: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    zero: int,
+    wanted: Sequence[bool],
+) -> Gradients:
+    """As `spectral.backward`."""
+    gradients = empty_gradients(u, h, skip, pre_gate, post_gate, wanted)
+    how = plan(u.shape[-1], h.shape[1], zero)
+    if isinstance(how, Windows):
+        short.backward(dy, u, h, skip, pre_gate, post_gate, zero, wanted, how, gradients)
+    else:
+        long.backward(dy, u, h, skip, pre_gate, post_gate, zero, wanted, how, gradients)
+    return gradients

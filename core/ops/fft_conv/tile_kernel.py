@@ -1,0 +1,157 @@
+"""Transforms of a tile of 64 x 64 numbers as products with matrices on tensor cores (README.md).
+
+A tile holds one sequence of 4,096 numbers or ``REPEAT`` shorter ones side by side. ``consts``
+is what `plan.tile_constants` makes, ``COLS`` = 64 / ``REPEAT``. Spectra are float16, real and
+imaginary parts in two planes.
+"""
+
+# Triton's decorators carry no types.
+# mypy: disallow-untyped-decorators=False
+
+from __future__ import annotations
+
+import os
+
+import triton
+import triton.language as tl
+
+INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+SIDE = tl.constexpr(64)
+
+
+@triton.jit
+def dot(a: tl.tensor, b: tl.tensor) -> tl.tensor:
+    """float16 times float16, summed in float32."""
+    if INTERPRET:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+    return tl.dot(a, b)
+
+
+@triton.jit
+def dot_add(a: tl.tensor, b: tl.tensor, c: tl.tensor) -> tl.tensor:
+    if INTERPRET:
+        return c + tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+    return tl.dot(a, b, c)
+
+
+@triton.jit
+def round_store(pointer: tl.tensor, x: tl.tensor, mask: tl.tensor) -> None:
+    """Stores float32 as the type of ``pointer``, to nearest."""
+    if INTERPRET and pointer.dtype.element_ty == tl.bfloat16:
+        # the interpreter's cast cuts the last 16 bits off
+        x = (x.to(tl.int32, bitcast=True) + 0x8000).to(tl.float32, bitcast=True)
+    tl.store(pointer, x.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def power_below(largest: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """The power of two p <= largest < 2p, and 1 / p; within float32's range, 1 for zero."""
+    exponent = (largest.to(tl.int32, bitcast=True) >> 23) & 0xFF
+    exponent = tl.where(exponent == 0, 127, tl.minimum(exponent, 253))
+    power = (exponent << 23).to(tl.float32, bitcast=True)
+    return power, ((254 - exponent) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def largest_of_rows(x: tl.tensor, COLS: tl.constexpr, REPEAT: tl.constexpr) -> tl.tensor:
+    """(1, 64): for each column the largest of ``x`` >= 0 in all columns of its sequence."""
+    columns = tl.max(x, 0)
+    if REPEAT == 1:
+        columns = tl.broadcast_to(tl.max(columns, 0)[None], (SIDE,))
+    elif REPEAT < SIDE:
+        groups = tl.max(tl.reshape(columns, (REPEAT, COLS)), 1)
+        columns = tl.reshape(tl.broadcast_to(groups[:, None], (REPEAT, COLS)), (SIDE,))
+    return columns[None, :]
+
+
+@triton.jit
+def square(pointer: tl.tensor) -> tl.tensor:
+    i, j = tl.arange(0, SIDE)[:, None], tl.arange(0, SIDE)[None, :]
+    return tl.load(pointer + i * SIDE + j)
+
+
+@triton.jit
+def matrices(consts: tl.tensor) -> tuple[tl.tensor, ...]:
+    """F1, F2 and the twiddle factors, each as its real and its imaginary part."""
+    step = SIDE * SIDE
+    return (
+        square(consts),
+        square(consts + step),
+        square(consts + 2 * step),
+        square(consts + 3 * step),
+        square(consts + 4 * step),
+        square(consts + 5 * step),
+    )
+
+
+@triton.jit
+def _finish_transform(
+    x_real: tl.tensor, x_imag: tl.tensor, m: tl.tuple
+) -> tuple[tl.tensor, tl.tensor]:
+    """(x T) F2, T elementwise."""
+    _f1_real, _f1_imag, f_real, f_imag, t_real, t_imag = m
+    x_real, x_imag = x_real.to(tl.float16), x_imag.to(tl.float16)
+    real = x_real * t_real - x_imag * t_imag
+    imag = x_real * t_imag + x_imag * t_real
+    y_real = dot_add(-imag, f_imag, dot(real, f_real))
+    return y_real, dot_add(imag, f_real, dot(real, f_imag))
+
+
+@triton.jit
+def transform(x: tl.tensor, m: tl.tuple) -> tuple[tl.tensor, tl.tensor]:
+    """Spectrum of a real float16 tile, float32."""
+    return _finish_transform(dot(m[0], x), dot(m[1], x), m)
+
+
+@triton.jit
+def transform_complex(
+    x_real: tl.tensor, x_imag: tl.tensor, m: tl.tuple
+) -> tuple[tl.tensor, tl.tensor]:
+    """Spectrum of a complex float16 tile, float32."""
+    real = dot_add(m[1], -x_imag, dot(m[0], x_real))
+    imag = dot_add(m[1], x_real, dot(m[0], x_imag))
+    return _finish_transform(real, imag, m)
+
+
+@triton.jit
+def _start_inverse(
+    x_real: tl.tensor, x_imag: tl.tensor, m: tl.tuple
+) -> tuple[tl.tensor, tl.tensor]:
+    """(x conj(F2)) conj(T), T elementwise, in float16."""
+    _f1_real, _f1_imag, f_real, f_imag, t_real, t_imag = m
+    x_real, x_imag = x_real.to(tl.float16), x_imag.to(tl.float16)
+    real = dot_add(x_imag, f_imag, dot(x_real, f_real))
+    imag = dot_add(-x_real, f_imag, dot(x_imag, f_real))
+    real, imag = real.to(tl.float16), imag.to(tl.float16)
+    return real * t_real + imag * t_imag, imag * t_real - real * t_imag
+
+
+@triton.jit
+def invert_real(x_real: tl.tensor, x_imag: tl.tensor, m: tl.tuple) -> tl.tensor:
+    """Real part of the inverse transform, not scaled; float32."""
+    real, imag = _start_inverse(x_real, x_imag, m)
+    return dot_add(tl.trans(m[1]), imag, dot(tl.trans(m[0]), real))
+
+
+@triton.jit
+def invert(x_real: tl.tensor, x_imag: tl.tensor, m: tl.tuple) -> tuple[tl.tensor, tl.tensor]:
+    """Inverse transform, not scaled; float32."""
+    real, imag = _start_inverse(x_real, x_imag, m)
+    f_real, f_imag = tl.trans(m[0]), tl.trans(m[1])
+    y_real = dot_add(f_imag, imag, dot(f_real, real))
+    return y_real, dot_add(f_imag, -real, dot(f_real, imag))
+
+
+@triton.jit
+def load_gated(
+    x_row: tl.tensor,
+    gate_row: tl.tensor,
+    t: tl.tensor,
+    mask: tl.tensor,
+    HAS_GATE: tl.constexpr,
+) -> tl.tensor:
+    """gate * x in float32 at positions ``t`` of a row, zero outside ``mask``."""
+    x = tl.load(x_row + t, mask=mask, other=0.0).to(tl.float32)
+    if HAS_GATE:
+        x *= tl.load(gate_row + t, mask=mask, other=0.0).to(tl.float32)
+    return x

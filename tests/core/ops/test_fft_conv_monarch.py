@@ -1,0 +1,164 @@
+"""The convolution by matrix products (`core.ops.fft_conv.monarch`), in Triton's interpreter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from fft_conv_cases import Case, check
+from tolerances import RMS_LIMIT
+from torch import Tensor
+
+from core.ops.fft_conv import fft_conv, fft_conv_reference
+
+pytest.importorskip("triton")
+
+from core.ops.fft_conv import long, short
+from core.ops.fft_conv.plan import TILE, WINDOW_TAPS, Windows, outer_constants, plan, tile_of
+
+BF16 = torch.bfloat16
+ALL = Case(skip=True, pre_gate=True, post_gate=True)
+
+
+@pytest.fixture(autouse=True)
+def triton(interpreted_triton: None) -> None:
+    """Every test here."""
+
+
+def ratio(got: Tensor, expected: Tensor) -> float:
+    error = (got.double() - expected).square().mean()
+    return (error / expected.double().square().mean()).sqrt().item()
+
+
+def nan_filled(function: object, *args: object) -> None:
+    assert callable(function)
+    torch.use_deterministic_algorithms(True)
+    try:
+        function(*args)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+# ---- how a sequence is laid out
+
+
+@pytest.mark.parametrize("length", [1, 64, 65, 4096, 4097, 20_000, 65_536, 2**20 + 1, 2**22])
+@pytest.mark.parametrize("share", [0.0, 0.01, 1.0])
+def test_every_lag_lies_within_a_transform(length: int, share: float) -> None:
+    taps = max(1, round(share * length))
+    how = plan(length, taps, taps // 3)
+    if isinstance(how, Windows):
+        assert how.tile.size * how.tile.repeat == TILE
+        assert how.count * how.hop >= length
+        if how.count > 1:  # all inputs of a window's outputs, both ways in time
+            assert how.lead + how.behind + how.hop == how.tile.size
+            assert how.lead + how.behind == taps - 1 <= WINDOW_TAPS
+        else:
+            assert how.tile.size >= length
+    else:
+        assert length <= how[0] * how[1] < 2 * max(length, 8192)
+        assert TILE % how[1] == 0
+        assert how[0] % tile_of(how[1]).repeat == 0
+
+
+def test_twiddle_factors_of_long_lines() -> None:
+    """The product of the two tables is the factor of n2 = 64 i + j."""
+    outer = outer_constants(32, 4096, torch.device("cpu"))
+    coarse, fine = (torch.complex(*x.double()) for x in (outer.coarse, outer.fine))
+    k, n = torch.arange(32.0, dtype=torch.float64), torch.arange(4096.0, dtype=torch.float64)
+    angle = -2 * torch.pi * (k[:, None] + 0.25) * n / (32 * 4096)
+    got = (coarse[:, :, None] * fine[:, None, :]).flatten(1)
+    torch.testing.assert_close(got, torch.polar(torch.ones_like(angle), angle), rtol=0, atol=1e-6)
+
+
+# ---- against the definition in float64
+
+
+@pytest.mark.parametrize("length", [1, 64, 100, 1000, 4096])
+def test_one_window(length: int) -> None:
+    nan_filled(check, replace(ALL, length=length, channels=5, batch=3), BF16)
+
+
+def test_one_window_both_ways() -> None:
+    nan_filled(check, replace(ALL, length=700, reverse_taps=700, taps=300), BF16)
+
+
+def test_overlapping_windows() -> None:
+    nan_filled(check, replace(ALL, length=9000, taps=700, reverse_taps=500, channels=1), BF16)
+    nan_filled(check, Case(length=5000, taps=1, channels=2), BF16)
+
+
+def test_three_passes() -> None:
+    nan_filled(check, Case(length=5000, channels=1), BF16)
+    nan_filled(check, replace(ALL, length=6001, reverse_taps=6001, channels=1), BF16)
+
+
+def test_lines_that_fill_a_tile_and_chunks_of_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(long, "CHUNK", 65_536)
+    nan_filled(check, Case(length=40_000, channels=2, batch=1), BF16)
+
+
+@pytest.mark.parametrize("length", [200, 5000])
+def test_any_magnitude(length: int) -> None:
+    """Rows, channels and filters of very different sizes keep their precision."""
+    case = Case(length=length, channels=3, batch=2)
+    tensors = case.inputs(BF16)
+    sizes = torch.tensor([1e-25, 1.0, 1e25]).to(BF16)
+    u = tensors["u"] * sizes[:, None]
+    u[1] *= 1e-9
+    k = tensors["k"] * torch.tensor([1e20, 1e-20, 1e-8])[:, None]
+    y = fft_conv(u, k)
+    expected = fft_conv_reference(u.double(), k.double())
+    for b in range(2):
+        for c in range(3):
+            assert ratio(y[b, c], expected[b, c]) <= RMS_LIMIT[BF16], (b, c)
+
+
+@pytest.mark.parametrize("length", [300, 5000])
+def test_zero_rows_and_a_unit_filter(length: int) -> None:
+    u = torch.randn(2, 2, length).to(BF16)
+    u[0] = 0
+    k = torch.zeros(2, length)
+    k[:, 0] = 1
+    y = fft_conv(u, k)
+    assert not y[0].any()
+    assert ratio(y[1], u[1].double()) <= RMS_LIMIT[BF16]
+    assert not fft_conv(u, torch.zeros_like(k)).any()
+
+
+def test_rows_of_one_tile_do_not_touch_each_other() -> None:
+    u, k = torch.randn(3, 2, 500).to(BF16), torch.randn(2, 500)
+    once = fft_conv(u, k)
+    u[0] *= 1e20
+    assert torch.equal(fft_conv(u, k)[1:], once[1:])
+
+
+def test_a_line_of_zeros_does_not_hide_the_others() -> None:
+    """An impulse leaves some columns empty; scales of lines must not come from those."""
+    u = torch.zeros(1, 1, 5000, dtype=BF16)
+    u[..., 17] = 1e-12
+    k = torch.randn(1, 5000)
+    assert ratio(fft_conv(u, k), fft_conv_reference(u.double(), k.double())) <= RMS_LIMIT[BF16]
+
+
+@pytest.mark.parametrize("length", [90, 5000])
+def test_only_the_wanted_gradients(length: int) -> None:
+    case = replace(ALL, length=length, channels=1, reverse_taps=length)
+    tensors = case.inputs(BF16)
+    dy = torch.randn_like(tensors["u"])
+    leaves = {name: x.double().requires_grad_() for name, x in tensors.items()}
+    y = fft_conv_reference(**leaves)
+    expected = dict(zip(leaves, torch.autograd.grad(y, list(leaves.values()), dy), strict=True))
+    for name in tensors if length == 90 else ("u", "post_gate"):
+        some = {k: v.detach().requires_grad_(k == name) for k, v in tensors.items()}
+        fft_conv(**some).backward(dy)
+        grad = some[name].grad
+        assert grad is not None
+        assert ratio(grad, expected[name]) <= RMS_LIMIT[BF16]
+
+
+def test_many_windows_share_a_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program takes several tiles of a channel, the last one in part."""
+    monkeypatch.setattr(short, "MANY", 1)
+    check(Case(batch=70, channels=2, length=600), BF16)
