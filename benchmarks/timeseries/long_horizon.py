@@ -45,7 +45,16 @@ SERIES: dict[str, tuple[str, str | None]] = {
 }
 LABELS = ("series", "model", "horizon", "seed")
 # Relative cost of a training step, to begin with the longest runs.
-COST = {"deepar": 20, "tft": 12, "autoformer": 10, "informer": 8, "mamba2": 5, "s4": 5, "hyena": 5}
+COST = {
+    "auto_arima": 30,
+    "deepar": 20,
+    "tft": 12,
+    "autoformer": 10,
+    "informer": 8,
+    "mamba2": 5,
+    "s4": 5,
+    "hyena": 5,
+}
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ class Worker:
 
     process: Any
     pipe: Connection
-    gpu: int | None
+    gpu: str | None
     trial: Trial | None = None
     started: float = 0.0
 
@@ -119,7 +128,7 @@ def run(trial: Trial, args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         sampled = [*words, f"--data.init_args.protocol.test_stride={args.sample}"]
         if train:
-            fit = job("timeseries", ["fit", *words, _kept(folder)]).trainer
+            fit: Any = job("timeseries", ["fit", *words, _kept(folder)]).trainer
             best: Any = fit.checkpoint_callback
             row |= {"val_mse": float(best.best_model_score), "epochs": fit.current_epoch}
             row["fit_seconds"] = round(time.perf_counter() - started, 1)
@@ -130,7 +139,7 @@ def run(trial: Trial, args: argparse.Namespace) -> dict[str, Any]:
             words, sampled = [*words, processes], [*sampled, processes]
         if trial.model not in args.sampled_only:
             dropped = "--trainer.callbacks+=benchmarks.timeseries.last_batch.LastBatchDropped"
-            test = job("timeseries", ["test", *words, dropped]).trainer
+            test: Any = job("timeseries", ["test", *words, dropped]).trainer
             row |= metrics(test.callback_metrics)
             row |= next(c.found for c in test.callbacks if type(c).__name__ == "LastBatchDropped")
         if args.sample:
@@ -187,9 +196,9 @@ def share(left: list[Trial], workers: list[Worker], table: Table, args: Any) -> 
     """Have ``workers`` run what is left; those that remain in it run into the deadline."""
     begun = time.monotonic()
     longest: dict[tuple[str, str], float] = {}
-    on_gpu = [t for t in left if t.model not in args.cpu and args.gpu_workers * args.gpus]
+    on_gpu = [t for t in left if t.model not in args.cpu and args.gpu_workers and args.gpus]
     queues = {True: on_gpu, False: [t for t in left if t not in on_gpu]}
-    places: list[int | None] = [gpu for _ in range(args.gpu_workers) for gpu in range(args.gpus)]
+    places: list[str | None] = [gpu for _ in range(args.gpu_workers) for gpu in args.gpus]
     places = places[: len(on_gpu)] + [None] * min(args.cpu_workers, len(queues[False]))
     workers += [start(gpu, args) for gpu in places]
 
@@ -241,10 +250,10 @@ def finish(worker: Worker, table: Table, seconds: float, now: float) -> bool:
     return True
 
 
-def start(gpu: int | None, args: argparse.Namespace) -> Worker:
+def start(gpu: str | None, args: argparse.Namespace) -> Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    os.environ["CUDA_VISIBLE_DEVICES"] = "" if gpu is None else str(gpu)
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu or ""
     log = str(Path(args.out).with_suffix(".log"))
     process = context.Process(target=work, args=(theirs, args, log))
     process.start()
@@ -281,12 +290,12 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def gpus() -> int:
+def gpus() -> list[str]:
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return 0
-    return len(listed.stdout.strip().splitlines())
+        return []
+    return [str(number) for number in range(len(listed.stdout.strip().splitlines()))]
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -310,9 +319,10 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sample", type=int, default=25, help="steps; 0 for no such test")
     parser.add_argument("--sampled-only", nargs="*", default=["auto_ets", "auto_arima"])
     parser.add_argument("--tf32", action="store_true", help="TF32 in matrix products on GPUs")
-    parser.add_argument("--gpus", type=int, default=gpus())
+    parser.add_argument("--gpus", nargs="*", default=gpus(), help="numbers; default: all")
     parser.add_argument("--processes", type=int, default=1, help="of a model that is not trained")
-    args, args.keys = parser.parse_known_args(arguments)  # further keys go to every run
+    args, keys = parser.parse_known_args(arguments)
+    args.keys = keys  # go to every run
     return args
 
 

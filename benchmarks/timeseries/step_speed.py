@@ -124,7 +124,10 @@ def _wait(device: str) -> None:
 
 
 def peak(make: Callable[..., tuple[nn.Module, Step]], *sizes: Any) -> float:
-    """MiB that the peak of a fresh process grows by in one training step."""
+    """MiB that the peak of a fresh process, or of what is allocated on a GPU, grows by in one
+    training step."""
+    if sizes[-1] == "cuda":
+        return _growth(make, *sizes)
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_growth, (make, *sizes))
@@ -134,12 +137,13 @@ def _growth(make: Any, name: str, lookback: int, batch: int, device: str) -> flo
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     model, step = make(name, lookback, batch, device)
-    seconds(*make(name, 96, 1, device), True, device)  # what the first step of a process loads
+    small, first = make(name, 96, 1, device)
+    seconds(small, first, True, device)  # what the first step of a process loads
     if device == "cuda":
-        before = torch.cuda.memory_allocated()
+        allocated = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         seconds(model, step, True, device)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return (torch.cuda.max_memory_allocated() - allocated) / 2**20
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     seconds(model, step, True, device)

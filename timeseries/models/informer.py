@@ -65,6 +65,11 @@ def sampled_keys(length: int, count: int, *, fresh: bool, device: torch.device) 
     return torch.randint(length, (length, count), generator=fixed).to(device)
 
 
+def keys_together(key: Tensor) -> int:
+    """How many keys of each query's sample are looked up at a time."""
+    return max(1, CUDA_COPY // key.numel()) if key.is_cuda else 1
+
+
 @torch.no_grad()
 def sparsity(query: Tensor, key: Tensor, sample: Tensor) -> Tensor:
     """How far each query is from looking at all keys alike: (batch, heads, length).
@@ -76,8 +81,7 @@ def sparsity(query: Tensor, key: Tensor, sample: Tensor) -> Tensor:
     query, key = at_least_float32(query), at_least_float32(key)
     most = query.new_full(query.shape[:-1], -math.inf)
     total = torch.zeros_like(most)
-    together = max(1, CUDA_COPY // key.numel()) if key.is_cuda else 1
-    for chosen in sample.split(together, dim=1):
+    for chosen in sample.split(keys_together(key), dim=1):
         score = (query.unsqueeze(3) * key[:, :, chosen]).sum(-1)
         most, total = torch.maximum(most, score.amax(-1)), total + score.sum(-1)
     return most - total / key.shape[2]
