@@ -68,7 +68,8 @@ def theirs(name: str, lookback: int, batch: int, device: str) -> tuple[nn.Module
             patch_stride=8,
             head_dropout=0.7,
         )
-        model = transformers.PatchTSMixerForPrediction(config).to(device)
+        patched: Any = transformers.PatchTSMixerForPrediction
+        model = patched(config).to(device)
         past = torch.randn(batch, lookback, CHANNELS, device=device)
         future = torch.randn(batch, HORIZON, CHANNELS, device=device)
         return model, lambda: model(past_values=past, future_values=future).loss
