@@ -1,11 +1,11 @@
 """Training step and forecast of Informer, Autoformer and PatchTSMixer beside transformers' own.
 
-    python benchmarks/timeseries/step_speed.py --out step_speed.json
+    python benchmarks/timeseries/step_speed.py --out step_speed.json [--device cuda]
 
 Same sizes (the authors' for ETTh1), same batch, float32, alternating; medians. transformers'
 Informer and Autoformer embed lagged values and end in a distribution: they run on one lag with a
 Student-T head, which is a linear layer. Peak memory: what one training step adds to a fresh
-process (Linux).
+process (Linux), on a GPU to what is allocated there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CHANNELS, FEATURES, HORIZON, LABEL = 7, 4, 96, 48
 Step = Callable[[], Tensor]
 
 
-def ours(name: str, lookback: int, batch: int) -> tuple[nn.Module, Step]:
+def ours(name: str, lookback: int, batch: int, device: str) -> tuple[nn.Module, Step]:
     from timeseries import models
 
     options: dict[str, Any] = {
@@ -42,11 +42,11 @@ def ours(name: str, lookback: int, batch: int) -> tuple[nn.Module, Step]:
         "channels": CHANNELS,
         "time_features": FEATURES,
     }
-    model = getattr(models, name)(**sizes, **options)
-    past = torch.randn(batch, lookback, CHANNELS)
-    past_time = torch.rand(batch, lookback, FEATURES)
-    future_time = torch.rand(batch, HORIZON, FEATURES)
-    future = torch.randn(batch, HORIZON, CHANNELS)
+    model = getattr(models, name)(**sizes, **options).to(device)
+    past = torch.randn(batch, lookback, CHANNELS, device=device)
+    past_time = torch.rand(batch, lookback, FEATURES, device=device)
+    future_time = torch.rand(batch, HORIZON, FEATURES, device=device)
+    future = torch.randn(batch, HORIZON, CHANNELS, device=device)
 
     def step() -> Tensor:
         return nn.functional.mse_loss(model(past, past_time, future_time), future)
@@ -54,7 +54,7 @@ def ours(name: str, lookback: int, batch: int) -> tuple[nn.Module, Step]:
     return model, step
 
 
-def theirs(name: str, lookback: int, batch: int) -> tuple[nn.Module, Step]:
+def theirs(name: str, lookback: int, batch: int, device: str) -> tuple[nn.Module, Step]:
     import transformers
 
     if name == "PatchTSMixer":
@@ -68,9 +68,10 @@ def theirs(name: str, lookback: int, batch: int) -> tuple[nn.Module, Step]:
             patch_stride=8,
             head_dropout=0.7,
         )
-        model = transformers.PatchTSMixerForPrediction(config)
-        past = torch.randn(batch, lookback, CHANNELS)
-        future = torch.randn(batch, HORIZON, CHANNELS)
+        patched: Any = transformers.PatchTSMixerForPrediction
+        model = patched(config).to(device)
+        past = torch.randn(batch, lookback, CHANNELS, device=device)
+        future = torch.randn(batch, HORIZON, CHANNELS, device=device)
         return model, lambda: model(past_values=past, future_values=future).loss
     sizes: dict[str, Any] = {
         "prediction_length": HORIZON,
@@ -91,7 +92,7 @@ def theirs(name: str, lookback: int, batch: int) -> tuple[nn.Module, Step]:
     if name == "Autoformer":
         sizes |= {"label_length": LABEL, "moving_average": 25, "autocorrelation_factor": 3}
     kind = getattr(transformers, f"{name}ForPrediction")
-    model = kind(getattr(transformers, f"{name}Config")(**sizes))
+    model = kind(getattr(transformers, f"{name}Config")(**sizes)).to(device)
     longer = lookback + 1
     given = {
         "past_values": torch.randn(batch, longer, CHANNELS),
@@ -100,11 +101,13 @@ def theirs(name: str, lookback: int, batch: int) -> tuple[nn.Module, Step]:
         "future_values": torch.randn(batch, HORIZON, CHANNELS),
         "future_time_features": torch.rand(batch, HORIZON, FEATURES),
     }
+    given = {key: value.to(device) for key, value in given.items()}
     return model, lambda: model(**given).loss
 
 
-def seconds(model: nn.Module, step: Step, training: bool) -> float:
+def seconds(model: nn.Module, step: Step, training: bool, device: str) -> float:
     model.train(training)
+    _wait(device)
     start = time.perf_counter()
     if training:
         model.zero_grad()
@@ -112,24 +115,39 @@ def seconds(model: nn.Module, step: Step, training: bool) -> float:
     else:
         with torch.inference_mode():
             step()
+    _wait(device)
     return time.perf_counter() - start
 
 
-def peak(make: Callable[[str, int, int], tuple[nn.Module, Step]], *sizes: Any) -> float:
-    """MiB that the peak of a fresh process grows by in one training step."""
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak(make: Callable[..., tuple[nn.Module, Step]], *sizes: Any) -> float:
+    """MiB that the peak of a fresh process, or of what is allocated on a GPU, grows by in one
+    training step."""
+    if sizes[-1] == "cuda":
+        return _growth(make, *sizes)
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_growth, (make, *sizes))
 
 
-def _growth(make: Any, *sizes: Any) -> float:
+def _growth(make: Any, name: str, lookback: int, batch: int, device: str) -> float:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    model, step = make(*sizes)
-    seconds(*make(sizes[0], 96, 1), True)  # what the first step of a process loads
+    model, step = make(name, lookback, batch, device)
+    small, first = make(name, 96, 1, device)
+    seconds(small, first, True, device)  # what the first step of a process loads
+    if device == "cuda":
+        allocated = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        seconds(model, step, True, device)
+        return (torch.cuda.max_memory_allocated() - allocated) / 2**20
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    seconds(model, step, True)
+    seconds(model, step, True, device)
     return _resident("VmHWM") - before
 
 
@@ -139,21 +157,22 @@ def _resident(field: str) -> float:
     return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
 
 
-def measure(name: str, lookback: int, batch: int, pairs: int) -> dict[str, Any]:
+def measure(name: str, lookback: int, batch: int, pairs: int, device: str) -> dict[str, Any]:
     torch.manual_seed(0)
-    both = {"ours": ours(name, lookback, batch), "theirs": theirs(name, lookback, batch)}
+    sizes = (name, lookback, batch, device)
+    both = {"ours": ours(*sizes), "theirs": theirs(*sizes)}
     row: dict[str, Any] = {"model": name, "lookback": lookback, "batch": batch}
     for training in (True, False):
         times: dict[str, list[float]] = {who: [] for who in both}
         for number in range(pairs + 1):
             for who, (model, step) in both.items():
-                taken = seconds(model, step, training)
+                taken = seconds(model, step, training, device)
                 if number:
                     times[who].append(taken)
         for who, values in times.items():
             row[f"{'step' if training else 'forecast'}_{who}_ms"] = 1e3 * statistics.median(values)
     for who, make in (("ours", ours), ("theirs", theirs)):
-        row[f"step_{who}_peak_mib"] = peak(make, name, lookback, batch)
+        row[f"step_{who}_peak_mib"] = peak(make, *sizes)
     return row
 
 
@@ -162,16 +181,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
     rows = []
     for name in ("PatchTSMixer", "Informer", "Autoformer"):
         for lookback, batch in ((96, 32), (720, 8)):
-            row = measure(name, lookback, batch, args.pairs)
+            row = measure(name, lookback, batch, args.pairs, args.device)
             rows.append(row)
             print({k: round(v, 1) if isinstance(v, float) else v for k, v in row.items()})
-    result = {"torch": torch.__version__, "threads": args.threads, "pairs": args.pairs}
+    result: dict[str, Any] = {"torch": torch.__version__, "device": args.device}
+    if args.device == "cuda":
+        result["device"] = torch.cuda.get_device_name()
+    result |= {"threads": args.threads, "pairs": args.pairs}
     args.out.write_text(json.dumps({**result, "rows": rows}, indent=1) + "\n")
 
 

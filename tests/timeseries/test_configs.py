@@ -14,8 +14,9 @@ from core.jobs.shards import load_predictions
 from timeseries.studies import trains
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "timeseries" / "configs").glob("*.yaml"))
-PRETRAINING = ROOT / "timeseries" / "configs" / "masked_pretraining.yaml"
+FOLDER = ROOT / "timeseries" / "configs"
+CONFIGS = sorted([*FOLDER.glob("*.yaml"), *FOLDER.glob("long_horizon/*.yaml")])
+PRETRAINING = FOLDER / "masked_pretraining.yaml"
 EVENTS = [c for c in CONFIGS if "tasks.EventModelling" in c.read_text()]  # test_event_runs.py
 CLASSIFICATION = [c for c in CONFIGS if "SeriesClassification" in c.read_text()]
 TRAINED = [c for c in CONFIGS if trains(c) and c not in (PRETRAINING, *EVENTS, *CLASSIFICATION)]
@@ -50,7 +51,7 @@ def steps(server: Server, config: Path, *more: str) -> tuple[str, str]:
     return folder, run(server, "test", "--ckpt_path", folder, *few)
 
 
-@pytest.mark.parametrize("config", TRAINED, ids=lambda c: c.stem)
+@pytest.mark.parametrize("config", TRAINED, ids=lambda c: f"{c.parent.name}/{c.stem}")
 def test_forecaster_runs(config: Path, server: Server, tmp_path: Path) -> None:
     folder, tested = steps(server, config)
     for metric in ("mse", "mae_original", "mase", "mse_seasonal_naive", "coverage_80"):
@@ -98,7 +99,7 @@ def test_pretraining_runs_and_a_forecaster_starts_from_it(server: Server) -> Non
     pretrained = ("--model.init_args.pretrained", folder)
     # no step moves the weights, so that they are those of the run it started from
     still = ("--model.init_args.optimisation.lr", "0.0")
-    forecaster, _ = steps(server, CONFIGS[0].with_name("patchtsmixer.yaml"), *pretrained, *still)
+    forecaster, _ = steps(server, FOLDER / "patchtsmixer.yaml", *pretrained, *still)
     before, after = (
         torch.load(server.folder / where / "checkpoints" / "best.ckpt")["state_dict"]
         for where in (folder, forecaster)
@@ -106,9 +107,7 @@ def test_pretraining_runs_and_a_forecaster_starts_from_it(server: Server) -> Non
     names = [name for name in before if name.startswith("model.encoder.")]
     assert names
     assert all(torch.equal(before[name], after[name]) for name in names)
-    code, said = server.run(
-        *("fit", "--config", str(CONFIGS[0].with_name("dlinear.yaml")), *FEW, *pretrained)
-    )
+    code, said = server.run(*("fit", "--config", str(FOLDER / "dlinear.yaml"), *FEW, *pretrained))
     assert code == 2
     assert f"DLinear has no encoder to start from {folder}" in said
 

@@ -47,8 +47,8 @@ class ForecastWindows(RecordDataModule):
         frequency: step of the stamps such as ``1h``; null infers it.
         protocol: look-back, horizon, borders and scale.
         policies: what becomes of gaps, duplicates and other flaws.
-        origins: what ``predict`` forecasts from: the ``end`` of each series, or every origin of the
-            ``test`` span.
+        origins: what ``predict`` forecasts from: the ``end`` of each series, or the origins of the
+            ``test``.
         batch_size: windows in a batch.
         num_workers: processes that make them.
     """
@@ -208,7 +208,9 @@ class ForecastWindows(RecordDataModule):
             origins = [range(len(one), len(one) + 1) for one in series]
         else:
             series = self.series(path)
-            origins = [self.protocol.origins(self.protocol.spans(one)["test"]) for one in series]
+            protocol = self.protocol
+            spans = [protocol.spans(one)["test"] for one in series]
+            origins = [protocol.origins(span, protocol.test_stride) for span in spans]
         self._check(series, path)
         return ForecastRecords(series, origins, self.protocol)
 

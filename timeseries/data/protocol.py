@@ -29,8 +29,10 @@ class Protocol:
             before.
         val_end: the same for validation.
         test_end: the same for the test; null is the end.
-        stride: steps between the origins of training windows. Validation and test take every
-            origin, the last one too.
+        stride: steps between the origins of training windows. Validation takes every origin, the
+            last one too.
+        test_stride: steps between the origins of the test. 1 takes every one; more samples them,
+            for models that fit each window anew. One that divides a season sees but a part of it.
         scale: ``standard`` subtracts each channel's mean over its training span and divides by its
             standard deviation there.
     """
@@ -41,12 +43,13 @@ class Protocol:
     val_end: Border = 0.8
     test_end: Border | None = None
     stride: int = 1
+    test_stride: int = 1
     scale: Literal["standard", "none"] = "standard"
 
     def check(self) -> None:
         """Raises UsageError for sizes below 1. Not on construction, where the command line's
         parser would hide the error behind its own."""
-        for name in ("lookback", "horizon", "stride"):
+        for name in ("lookback", "horizon", "stride", "test_stride"):
             if getattr(self, name) < 1:
                 raise UsageError(f"data.protocol.{name} is {getattr(self, name)}; it must be >= 1")
 

@@ -142,7 +142,7 @@ class Windows(Dataset):
         self, series: Sequence[Series], fitted: Fitted, protocol: Protocol, split: str
     ) -> None:
         self.lookback, self.horizon = protocol.lookback, protocol.horizon
-        stride = protocol.stride if split == "train" else 1
+        stride = {"train": protocol.stride, "test": protocol.test_stride}.get(split, 1)
         self.origins = [protocol.origins(protocol.spans(one)[split], stride) for one in series]
         counts = [len(origins) for origins in self.origins]
         self.ends = np.cumsum(counts, dtype=np.int64)

@@ -40,6 +40,7 @@ from core.mixers.base import at_least_float32
 from timeseries.models.sizes import check_sizes
 
 Kind = Literal["prob", "full"]
+CUDA_COPY = 2**24  # numbers of sampled keys that exist at a time
 
 
 # ProbSparse attention
@@ -64,19 +65,25 @@ def sampled_keys(length: int, count: int, *, fresh: bool, device: torch.device) 
     return torch.randint(length, (length, count), generator=fixed).to(device)
 
 
+def keys_together(key: Tensor) -> int:
+    """How many keys of each query's sample are looked up at a time."""
+    return max(1, CUDA_COPY // key.numel()) if key.is_cuda else 1
+
+
 @torch.no_grad()
 def sparsity(query: Tensor, key: Tensor, sample: Tensor) -> Tensor:
     """How far each query is from looking at all keys alike: (batch, heads, length).
 
     The largest of its scores with the keys of ``sample`` (length, count), minus their sum divided
-    by the number of all keys. Holds no more than a copy of the keys at a time.
+    by the number of all keys. Holds a copy of the keys at a time; of small ones on a GPU several,
+    for fewer launches.
     """
     query, key = at_least_float32(query), at_least_float32(key)
     most = query.new_full(query.shape[:-1], -math.inf)
     total = torch.zeros_like(most)
-    for chosen in sample.unbind(1):
-        score = (query * key[:, :, chosen]).sum(-1)
-        most, total = torch.maximum(most, score), total + score
+    for chosen in sample.split(keys_together(key), dim=1):
+        score = (query.unsqueeze(3) * key[:, :, chosen]).sum(-1)
+        most, total = torch.maximum(most, score.amax(-1)), total + score.sum(-1)
     return most - total / key.shape[2]
 
 

@@ -207,8 +207,7 @@ class ForecastTask(L.LightningModule):
             name = type(self.model).__name__
             raise UsageError(f"{name} has nothing to train; use test or predict without fit")
         steps = int(self.trainer.estimated_stepping_batches)
-        o = self.optimisation
-        return adamw(self, lr=o.lr, weight_decay=o.weight_decay, warmup=o.warmup, steps=steps)
+        return adamw(self, steps=steps, **vars(self.optimisation))
 
 
 def _shown(batch: dict[str, Any], found: Outcome) -> Shown:

@@ -107,7 +107,7 @@ def test_stamps_are_no_borders_of_numbered_rows() -> None:
         Protocol(8, 4, train_end="2016-07-02").spans(numbered)
 
 
-@pytest.mark.parametrize("name", ["lookback", "horizon", "stride"])
+@pytest.mark.parametrize("name", ["lookback", "horizon", "stride", "test_stride"])
 def test_sizes_are_positive(name: str) -> None:
     size: dict[str, Any] = {name: 0}
     with pytest.raises(UsageError, match=rf"data\.protocol\.{name} is 0"):

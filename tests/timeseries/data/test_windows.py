@@ -51,7 +51,8 @@ def by_hand(some: list[Series], protocol: Protocol, split: str) -> list[tuple[in
             if row >= protocol.lookback
             and all(start <= target < end for target in range(row, row + protocol.horizon))
         ]
-        found += [(number, row) for row in fitting[:: protocol.stride if split == "train" else 1]]
+        stride = {"train": protocol.stride, "val": 1, "test": protocol.test_stride}[split]
+        found += [(number, row) for row in fitting[::stride]]
     return found
 
 
@@ -88,14 +89,18 @@ def check_split(some: list[Series], protocol: Protocol, split: str) -> None:
     lengths=st.lists(st.integers(6, 40), min_size=1, max_size=3),
     lookback=st.integers(1, 5),
     horizon=st.integers(1, 5),
-    stride=st.integers(1, 4),
+    strides=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     borders=st.tuples(st.floats(0.2, 1), st.floats(0.2, 1), st.floats(0.2, 1)),
 )
 def test_every_window_is_a_slice_of_its_series(
-    lengths: list[int], lookback: int, horizon: int, stride: int, borders: tuple[float, ...]
+    lengths: list[int],
+    lookback: int,
+    horizon: int,
+    strides: tuple[int, int],
+    borders: tuple[float, ...],
 ) -> None:
     train, val, test = sorted(borders)
-    protocol = Protocol(lookback, horizon, train, val, test, stride)
+    protocol = Protocol(lookback, horizon, train, val, test, *strides)
     for split in SPLITS:
         check_split(series(*lengths), protocol, split)
 

@@ -278,8 +278,12 @@ def by_definition(
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("count", [1, 6, 17])
 @pytest.mark.parametrize("active", [1, 6, 16])
-def test_prob_sparse_attention_is_its_definition(causal: bool, count: int, active: int) -> None:
+@pytest.mark.parametrize("together", [1, 4])
+def test_prob_sparse_attention_is_its_definition(
+    causal: bool, count: int, active: int, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With all 17 keys the top queries are the exact ones."""
+    monkeypatch.setattr(informer, "keys_together", lambda key: together)
     query, key, value = torch.randn(3, 2, 2, 17, 4, dtype=torch.float64)
     sample = sampled_keys(17, count, fresh=True, device=CPU)
     if count == 17:
