@@ -67,10 +67,21 @@ class Spans(NamedTuple):
     last: Tensor
     low: Tensor  # lowest and highest position in a document
     high: Tensor
+    entry: Tensor  # position of the first token
     document_low: Tensor
     document_high: Tensor
     real: Tensor  # True where no token of the block is padding
     size: int
+
+    def begins(self, count: int, other: Spans) -> Tensor:
+        """True where one of the first ``count`` tokens of a document that ``other`` holds is here.
+
+        True too often where the first token of a block is padding.
+        """
+        begun = self.document_low + (self.entry >= count)  # its first document may be further on
+        low = torch.maximum(begun, other.document_low)
+        shared = low <= torch.minimum(self.document_high, other.document_high)
+        return shared if count else torch.zeros_like(shared)
 
     @classmethod
     def of(cls, tokens: Tokens, size: int, dim: int) -> Spans:
@@ -91,6 +102,7 @@ class Spans(NamedTuple):
             last=high(slot),
             low=low(position),
             high=high(position),
+            entry=position[..., 0].unsqueeze(other),
             document_low=low(document),
             document_high=high(document),
             real=real.all(-1).unsqueeze(other),
@@ -138,7 +150,7 @@ class Pattern(ABC):
 
     def touches(self, query: Spans, key: Spans) -> Tensor:
         """Boolean per pair of blocks: False only where no query sees any key."""
-        seen = (query.low < self.prefix) | (key.low < self.prefix)
+        seen = query.begins(self.prefix, key) | key.begins(self.prefix, query)
         if self.reach is None:
             return torch.ones_like(seen)
         apart = torch.maximum(query.first - key.last, key.first - query.last)
@@ -237,7 +249,7 @@ class GlobalTokens(Pattern):
         return (query[0] < self.count) | (key[0] < self.count)
 
     def touches(self, query: Spans, key: Spans) -> Tensor:
-        return (query.low < self.count) | (key.low < self.count)
+        return query.begins(self.count, key) | key.begins(self.count, query)
 
     def covers(self, query: Spans, key: Spans) -> Tensor:
         return (query.high < self.count) | (key.high < self.count)
