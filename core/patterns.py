@@ -87,7 +87,8 @@ class Spans(NamedTuple):
     def of(cls, tokens: Tokens, size: int, dim: int) -> Spans:
         """Cuts rows into blocks, which end up along ``dim`` (-1 or -2) of (rows, 1, 1)."""
         tokens = tokens.pad(0, -tokens.slot.shape[1] % size)
-        slot, position, document = (x.unflatten(1, (-1, size)) for x in tokens)
+        # Tables of pairs of blocks come of these: four bytes an entry, not eight.
+        slot, position, document = (x.to(torch.int32).unflatten(1, (-1, size)) for x in tokens)
         real = document >= 0
         other = -1 if dim == -2 else -2
 
