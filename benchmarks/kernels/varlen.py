@@ -215,35 +215,54 @@ def encoders(shape: Shape, device: torch.device, compiled: bool) -> Rows:
         variants.append(("ours, compiled blocks", "packed by tokens", fused, filled))
     rows = []
     for gradient in (False, True):
-        seconds: list[list[float]] = [[] for _ in variants]
-        for turn in range(shape.repeats + 2):
-            for times, (_, _, model, batches) in zip(seconds, variants, strict=True):
-                wait(device)
-                started = time.perf_counter()
-                one_pass(model, batches, gradient)
-                wait(device)
-                if turn >= 2:  # the first two compile and fill caches
-                    times.append(time.perf_counter() - started)
-        for times, (name, arrangement, model, batches) in zip(seconds, variants, strict=True):
-            middle = statistics.median(times)
-            work = functools.partial(one_pass, model, batches, gradient)
-            row = {
+        passes = [functools.partial(one_pass, m, batches, gradient) for *_, m, batches in variants]
+        taken = in_turn(passes, shape.repeats, device)
+        for work, times, (name, arrangement, _, batches) in zip(
+            passes, taken, variants, strict=True
+        ):
+            row: dict[str, Any] = {
                 "model": name,
                 "arrangement": arrangement,
                 "gradient": gradient,
                 "batches": len(batches),
                 "places": sum(tokens.numel() for tokens, _ in batches),
-                "seconds": middle,
-                "fastest": min(times),
-                "slowest": max(times),
-                "tokens_per_second": sum(lengths) / middle,
-                "peak_bytes": peak(work, device),
             }
+            if times is not None:
+                middle = statistics.median(times)
+                row |= {
+                    "seconds": middle,
+                    "fastest": min(times),
+                    "slowest": max(times),
+                    "tokens_per_second": sum(lengths) / middle,
+                    "peak_bytes": peak(work, device),
+                }
             rows.append(row)
             print(row, flush=True)
-    rows.append(difference(packed, padded, filed))
-    print(rows[-1], flush=True)
-    return rows
+    return [*rows, difference(packed, padded, filed)]
+
+
+def in_turn(
+    passes: list[functools.partial[None]], repeats: int, device: torch.device
+) -> list[list[float] | None]:
+    """Seconds of ``repeats`` passes of each after two to warm up; None for what does not fit."""
+    taken: list[list[float] | None] = [[] for _ in passes]
+    for turn in range(repeats + 2):  # the first two compile and fill caches
+        for i, work in enumerate(passes):
+            times = taken[i]
+            if times is None:
+                continue
+            wait(device)
+            started = time.perf_counter()
+            try:
+                work()
+            except torch.OutOfMemoryError:
+                taken[i] = None
+                torch.cuda.empty_cache()
+                continue
+            wait(device)
+            if turn >= 2:
+                times.append(time.perf_counter() - started)
+    return taken
 
 
 def peak(work: Callable[[], None], device: torch.device) -> int | None:
@@ -338,7 +357,9 @@ def candidates(
         def window(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             return (q >= k) & (q - k < 512)
 
-        mask = create_block_mask(window, None, None, length, length, device="cuda")
+        # Compiled, or it would hold length^2 integers.
+        make = torch.compile(create_block_mask, dynamic=False)
+        mask = make(window, None, None, length, length, device="cuda")
         flex = torch.compile(flex_attention, dynamic=False)
         yield "FlexAttention, causal window 512", lambda: flex(*first, block_mask=mask), first
     yield "ours, causal window 512", ours(SlidingWindow(512)), inputs
@@ -385,7 +406,7 @@ def measure(args: argparse.Namespace) -> None:
     report = {
         **versions(device),
         "protocol": (
-            "a pass is all notes; models in turn, median of the passes after two; host clock "
+            "A pass is all notes; models in turn, median of the passes after two; host clock "
             "around a synchronised pass; bf16 autocast, no dropout, tokens on the device; "
             "peak memory above that of the idle models; "
             "gradient: forward, mean square, backward; operations: triton do_bench medians"
@@ -406,10 +427,13 @@ BEGIN, END = "<!-- varlen: begin -->", "<!-- varlen: end -->"
 def tables(report: dict[str, Any]) -> str:
     """The report as Markdown."""
 
-    def memory(row: dict[str, Any]) -> str:
-        return "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**30:.2f}"
+    def speed(row: dict[str, Any]) -> str:
+        if "seconds" not in row:
+            return "does not fit | "
+        memory = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**30:.2f}"
+        return f"{row['tokens_per_second']:,.0f} | {memory}"
 
-    timed_rows = [row for row in report["encoders"] if "seconds" in row]
+    timed_rows = [row for row in report["encoders"] if "gradient" in row]
     keys = dict.fromkeys((row["model"], row["arrangement"]) for row in timed_rows)
     found = {(row["model"], row["arrangement"], row["gradient"]): row for row in timed_rows}
     lines = [
@@ -420,12 +444,9 @@ def tables(report: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for model, arrangement in keys:
-        row, trained = (found[model, arrangement, gradient] for gradient in (False, True))
-        lines.append(
-            f"| {model} | {arrangement} | {row['tokens_per_second']:,.0f} | {memory(row)} | "
-            f"{trained['tokens_per_second']:,.0f} | {memory(trained)} |"
-        )
-    (apart,) = (row for row in report["encoders"] if "seconds" not in row)
+        both = (speed(found[model, arrangement, gradient]) for gradient in (False, True))
+        lines.append(f"| {model} | {arrangement} | {' | '.join(both)} |")
+    (apart,) = (row for row in report["encoders"] if "gradient" not in row)
     ratio = apart["packed_minus_padded_rms_ratio"]
     lines += [
         "",
