@@ -273,17 +273,22 @@ class RandomBlocks(Pattern):
     def __post_init__(self) -> None:
         _positive(self, block=self.block, count=self.count)
 
-    def partner(self, block: Tensor, draw: int) -> Tensor:
+    def partner(self, block: Tensor, draw: int | Tensor) -> Tensor:
         """The earlier block that ``block`` draws in its draw number ``draw``; -1 for block 0."""
         # A small integer hash (multiply, fold the high bits down), kept under 2**31 so that
         # products fit into int64.
         low = 0x7FFFFFFF
-        salt = (self.seed * 2654435761 + (draw + 1) * 40503 * 65537) & low
+        salt = (self.seed * 2654435761 & low) + (draw + 1) * (40503 * 65537)
         x = (block.to(torch.int64) * 1103515245 + salt) & low
         for factor in (73244475, 668265263):
             x = ((x ^ (x >> 15)) * factor) & low
         x = x ^ (x >> 16)
         return torch.where(block > 0, x % block.clamp(min=1), -1).to(block.dtype)
+
+    def partners(self, block: Tensor) -> tuple[Tensor, ...]:
+        """What ``block`` draws, a tensor of its shape for each draw; all of them at once."""
+        draw = torch.arange(self.count, device=block.device)
+        return self.partner(block, draw.view(-1, *(1,) * block.ndim)).unbind()
 
     @property
     def described_by(self) -> int:
@@ -292,7 +297,7 @@ class RandomBlocks(Pattern):
     def describe(self, position: Tensor) -> tuple[Tensor, ...]:
         # Hashed here, once a position, and not in `decide`, once a pair.
         block = position // self.block
-        return (block, *(self.partner(block, draw) for draw in range(self.count)))
+        return (block, *self.partners(block))
 
     def decide(self, query: Sequence[Tensor], key: Sequence[Tensor]) -> Tensor:
         links = [partner == key[0] for partner in query[1:]]
@@ -303,10 +308,11 @@ class RandomBlocks(Pattern):
         seen = (query.document_low != query.document_high) | (key.document_low != key.document_high)
         for one, other in ((query, key), (key, query)):
             low, high = other.low // self.block, other.high // self.block
-            for offset in range((one.size - 1) // self.block + 2):
-                block = (one.low // self.block + offset).minimum(one.high // self.block)
-                for draw in range(self.count):
-                    partner = self.partner(block, draw)
+            most = (one.size - 1) // self.block + 2  # blocks of the pattern in one of the mask
+            offset = torch.arange(most, device=low.device, dtype=low.dtype)[:, None, None, None]
+            blocks = (one.low // self.block + offset).minimum(one.high // self.block)
+            for partners in self.partners(blocks):
+                for partner in partners:
                     seen = seen | ((partner >= low) & (partner <= high))
         return seen
 
