@@ -2,12 +2,13 @@
 # Everything that needs one GPU, in parts of under ten minutes: benchmarks/gpu.sh PART OUT
 #   tests     the kernels and attention routes against float64, on this GPU
 #   longest   longest context that trains one step
+#   varlen    padded, sorted and packed encoders beside Longformer; needs transformers
 #   context   bits per base by context length; needs chr20.npz (benchmarks/genomics/context_length.py)
 # Needs the packages that `core` and `genomics.models` import, pytest and hypothesis. PYTHON and
 # CHROMOSOME name another interpreter and another path of chr20.npz.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-part=${1:?tests, longest or context} out=${2:?a folder for results}
+part=${1:?tests, longest, varlen or context} out=${2:?a folder for results}
 python=${PYTHON:-python3}
 export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 mkdir -p "$out"
@@ -18,12 +19,15 @@ case $part in
   longest)
     "$python" benchmarks/genomics/longest_context.py --out "$out/longest_context.json"
     ;;
+  varlen)
+    "$python" benchmarks/kernels/varlen.py measure --out "$out/varlen.json"
+    ;;
   context)
     chromosome=${CHROMOSOME:-chr20.npz}
     "$python" benchmarks/genomics/context_length.py train "$chromosome" --seconds 150 --out "$out"
     ;;
   *)
-    echo "error: no part $part; give tests, longest or context" >&2
+    echo "error: no part $part; give tests, longest, varlen or context" >&2
     exit 2
     ;;
 esac

@@ -33,6 +33,7 @@ GATHER_BLOCK = 64  # tokens; large enough for the products, small enough to leav
 DENSE_SCORES = 256 * 256  # a row with fewer scores is not worth cutting up
 DENSE_SHARE = 0.5  # above this share of touched blocks, gathering copies more than it saves
 FLEX_LENGTH = 128  # fewer queries do not fill a block of FlexAttention
+FLEX_HEAD_DIM = 16, 256  # smallest and largest that its kernels take; others go by the CPU's ways
 
 
 def kept(pattern: Pattern, length: int) -> tuple[int, int]:
@@ -63,7 +64,10 @@ def attend(
     kv_heads, head_dim), kv_heads dividing heads. After ``seen`` earlier tokens, ``key`` and
     ``value`` begin with those that `kept` names; no ``sequences`` then. A query that sees no key
     comes out as zero. ``dropout`` is the share of weights dropped.
+
+    Raises ValueError, before anything is computed, for shapes, types and devices that do not fit.
     """
+    _check(query, key, value, pattern, causal, sequences, seen, dropout)
     length, keys = query.shape[1], key.shape[1]
     if isinstance(pattern, Full) and sequences is None and (not causal or not seen or length == 1):
         return _plain(query, key, value, causal and not seen, dropout)
@@ -81,6 +85,53 @@ def attend(
             mask_of = _Mask(pattern, causal, queries, tokens, table.expand(len(query), -1, -1))
             return _gathered(query, key, value, mask_of, dropout)
     return masked(query, key, value, visible(pattern, causal, queries, tokens), dropout)
+
+
+def _check(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Pattern,
+    causal: bool,
+    sequences: Sequences | None,
+    seen: int,
+    dropout: float,
+) -> None:
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if x.ndim != 4 or not x.is_floating_point() or not (x.shape[2] and x.shape[3]):
+            raise ValueError(
+                f"attend: {name} must be floating point (batch, length, heads, head_dim), got "
+                f"{x.dtype} of shape {tuple(x.shape)}"
+            )
+        if (x.dtype, x.device) != (query.dtype, query.device):
+            raise ValueError(
+                f"attend: {name} is {x.dtype} on {x.device}, query {query.dtype} on {query.device}"
+            )
+    batch, length, heads, width = query.shape
+    if seen < 0 or (seen and sequences is not None):
+        raise ValueError(f"attend: seen={seen} must be 0 with sequences, and never negative")
+    keys = sum(kept(pattern, seen)) + length
+    if isinstance(pattern, Full) and not causal and not seen and sequences is None:
+        keys = key.shape[1]  # those of a context
+    if (key.shape[:2], key.shape[3]) != ((batch, keys), width) or heads % key.shape[2]:
+        raise ValueError(
+            f"attend: key must be ({batch}, {keys}, kv_heads, {width}), kv_heads dividing {heads}, "
+            f"got {tuple(key.shape)}; query is {tuple(query.shape)}, seen={seen}"
+        )
+    if value.shape != key.shape:
+        raise ValueError(
+            f"attend: value must have the shape of key, {tuple(key.shape)}, got "
+            f"{tuple(value.shape)}"
+        )
+    if sequences is not None:
+        document = sequences.document
+        if document.shape != query.shape[:2] or document.device != query.device:
+            raise ValueError(
+                f"attend: sequences describe {tuple(document.shape)} on {document.device}, query "
+                f"is {tuple(query.shape)} on {query.device}"
+            )
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"attend: dropout must lie in [0, 1], got {dropout}")
 
 
 def masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float) -> Tensor:
@@ -135,7 +186,7 @@ def _takes_flex(query: Tensor, dropout: float) -> bool:
         and not dropout
         and query.dtype != torch.float64
         and query.shape[1] >= FLEX_LENGTH
-        and query.shape[3] >= 16
+        and FLEX_HEAD_DIM[0] <= query.shape[3] <= FLEX_HEAD_DIM[1]
     )
 
 

@@ -67,16 +67,28 @@ class Spans(NamedTuple):
     last: Tensor
     low: Tensor  # lowest and highest position in a document
     high: Tensor
+    entry: Tensor  # position of the first token
     document_low: Tensor
     document_high: Tensor
     real: Tensor  # True where no token of the block is padding
     size: int
 
+    def begins(self, count: int, other: Spans) -> Tensor:
+        """True where one of the first ``count`` tokens of a document that ``other`` holds is here.
+
+        True too often where the first token of a block is padding.
+        """
+        begun = self.document_low + (self.entry >= count)  # its first document may be further on
+        low = torch.maximum(begun, other.document_low)
+        shared = low <= torch.minimum(self.document_high, other.document_high)
+        return shared if count else torch.zeros_like(shared)
+
     @classmethod
     def of(cls, tokens: Tokens, size: int, dim: int) -> Spans:
         """Cuts rows into blocks, which end up along ``dim`` (-1 or -2) of (rows, 1, 1)."""
         tokens = tokens.pad(0, -tokens.slot.shape[1] % size)
-        slot, position, document = (x.unflatten(1, (-1, size)) for x in tokens)
+        # Tables of pairs of blocks come of these: four bytes an entry, not eight.
+        slot, position, document = (x.to(torch.int32).unflatten(1, (-1, size)) for x in tokens)
         real = document >= 0
         other = -1 if dim == -2 else -2
 
@@ -91,6 +103,7 @@ class Spans(NamedTuple):
             last=high(slot),
             low=low(position),
             high=high(position),
+            entry=position[..., 0].unsqueeze(other),
             document_low=low(document),
             document_high=high(document),
             real=real.all(-1).unsqueeze(other),
@@ -138,7 +151,7 @@ class Pattern(ABC):
 
     def touches(self, query: Spans, key: Spans) -> Tensor:
         """Boolean per pair of blocks: False only where no query sees any key."""
-        seen = (query.low < self.prefix) | (key.low < self.prefix)
+        seen = query.begins(self.prefix, key) | key.begins(self.prefix, query)
         if self.reach is None:
             return torch.ones_like(seen)
         apart = torch.maximum(query.first - key.last, key.first - query.last)
@@ -237,7 +250,7 @@ class GlobalTokens(Pattern):
         return (query[0] < self.count) | (key[0] < self.count)
 
     def touches(self, query: Spans, key: Spans) -> Tensor:
-        return (query.low < self.count) | (key.low < self.count)
+        return query.begins(self.count, key) | key.begins(self.count, query)
 
     def covers(self, query: Spans, key: Spans) -> Tensor:
         return (query.high < self.count) | (key.high < self.count)
@@ -260,17 +273,22 @@ class RandomBlocks(Pattern):
     def __post_init__(self) -> None:
         _positive(self, block=self.block, count=self.count)
 
-    def partner(self, block: Tensor, draw: int) -> Tensor:
+    def partner(self, block: Tensor, draw: int | Tensor) -> Tensor:
         """The earlier block that ``block`` draws in its draw number ``draw``; -1 for block 0."""
         # A small integer hash (multiply, fold the high bits down), kept under 2**31 so that
         # products fit into int64.
         low = 0x7FFFFFFF
-        salt = (self.seed * 2654435761 + (draw + 1) * 40503 * 65537) & low
+        salt = (self.seed * 2654435761 & low) + (draw + 1) * (40503 * 65537)
         x = (block.to(torch.int64) * 1103515245 + salt) & low
         for factor in (73244475, 668265263):
             x = ((x ^ (x >> 15)) * factor) & low
         x = x ^ (x >> 16)
         return torch.where(block > 0, x % block.clamp(min=1), -1).to(block.dtype)
+
+    def partners(self, block: Tensor) -> tuple[Tensor, ...]:
+        """What ``block`` draws, a tensor of its shape for each draw; all of them at once."""
+        draw = torch.arange(self.count, device=block.device)
+        return self.partner(block, draw.view(-1, *(1,) * block.ndim)).unbind()
 
     @property
     def described_by(self) -> int:
@@ -279,7 +297,7 @@ class RandomBlocks(Pattern):
     def describe(self, position: Tensor) -> tuple[Tensor, ...]:
         # Hashed here, once a position, and not in `decide`, once a pair.
         block = position // self.block
-        return (block, *(self.partner(block, draw) for draw in range(self.count)))
+        return (block, *self.partners(block))
 
     def decide(self, query: Sequence[Tensor], key: Sequence[Tensor]) -> Tensor:
         links = [partner == key[0] for partner in query[1:]]
@@ -290,10 +308,11 @@ class RandomBlocks(Pattern):
         seen = (query.document_low != query.document_high) | (key.document_low != key.document_high)
         for one, other in ((query, key), (key, query)):
             low, high = other.low // self.block, other.high // self.block
-            for offset in range((one.size - 1) // self.block + 2):
-                block = (one.low // self.block + offset).minimum(one.high // self.block)
-                for draw in range(self.count):
-                    partner = self.partner(block, draw)
+            most = (one.size - 1) // self.block + 2  # blocks of the pattern in one of the mask
+            offset = torch.arange(most, device=low.device, dtype=low.dtype)[:, None, None, None]
+            blocks = (one.low // self.block + offset).minimum(one.high // self.block)
+            for partners in self.partners(blocks):
+                for partner in partners:
                     seen = seen | ((partner >= low) & (partner <= high))
         return seen
 

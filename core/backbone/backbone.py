@@ -13,9 +13,12 @@ from torch.utils.checkpoint import checkpoint
 from core.backbone.norms import Norm, make_norm
 from core.backbone.schedule import parse_schedule
 from core.mixers.base import Mixer
+from core.patterns import FLEX_BLOCK
 from core.sequences import Sequences
 
 BlockKind = Callable[[int], nn.Module]
+
+PACKED_MULTIPLE = FLEX_BLOCK  # attention then copies no row of tokens to round its length up
 
 
 class Block(nn.Module):
@@ -56,7 +59,10 @@ class Backbone(nn.Module):
     ``blocks`` maps names to factories: called with ``dim``, each gives a token mixer or a channel
     mixer. ``schedule`` names them in order (``core.backbone.schedule``). ``checkpoint_blocks``
     recomputes each block in the backward pass instead of keeping its activations;
-    ``compile_blocks`` compiles each block. Raises ValueError for a name that ``blocks`` lacks.
+    ``compile_blocks`` compiles each block. ``padding_free`` computes a batch with ``sequences`` on
+    its real tokens alone, joined into one row before the first block and given their places back
+    after the final norm (Zhai et al. 2023, ByteTransformer); padding comes out as zeros.
+    Raises ValueError for a name that ``blocks`` lacks.
     """
 
     def __init__(
@@ -70,6 +76,7 @@ class Backbone(nn.Module):
         embed_dropout: float = 0.0,
         checkpoint_blocks: bool = False,
         compile_blocks: bool = False,
+        padding_free: bool = False,
     ) -> None:
         super().__init__()
         names = parse_schedule(schedule)
@@ -79,7 +86,7 @@ class Backbone(nn.Module):
                 f"schedule names {', '.join(unknown)}, but blocks are {', '.join(sorted(blocks))}"
             )
         self.dim = dim
-        self.checkpoint_blocks = checkpoint_blocks
+        self.checkpoint_blocks, self.padding_free = checkpoint_blocks, padding_free
         self.embed_dropout = nn.Dropout(embed_dropout)
         self.blocks = nn.ModuleList(Block(dim, blocks[name](dim), norm, dropout) for name in names)
         self.norm = make_norm(norm, dim)
@@ -90,7 +97,25 @@ class Backbone(nn.Module):
     def forward(
         self, x: Tensor, context: Tensor | None = None, sequences: Sequences | None = None
     ) -> Tensor:
-        """(batch, length, dim) -> the same, after the final norm."""
+        """(batch, length, dim) -> the same, after the final norm.
+
+        Raises ValueError if ``sequences`` are of another shape or device, or a context meets
+        ``padding_free``: the documents of one row would all see one context.
+        """
+        if sequences is None or not self.padding_free:
+            return self._run(x, context, sequences)
+        if context is not None:
+            raise ValueError("Backbone: padding_free takes no context; build it without")
+        document = sequences.document
+        if x.ndim != 3 or document.shape != x.shape[:2] or document.device != x.device:
+            raise ValueError(
+                f"Backbone: sequences describe {tuple(document.shape)} on {document.device}, "
+                f"x is {tuple(x.shape)} on {x.device}"
+            )
+        row = sequences.one_row(PACKED_MULTIPLE)
+        return row.unpack(self._run(row.pack(x), None, row.sequences))
+
+    def _run(self, x: Tensor, context: Tensor | None, sequences: Sequences | None) -> Tensor:
         x = self.embed_dropout(x)
         for block in self.blocks:
             if self.checkpoint_blocks and torch.is_grad_enabled():

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.patterns import (
     Dilated,
@@ -19,6 +22,7 @@ from core.patterns import (
     Tokens,
     Union,
     block_table,
+    flex_mask,
     visible,
 )
 from core.sequences import Sequences
@@ -181,3 +185,76 @@ def test_longformer_window_and_global_tokens() -> None:
 def test_sizes_must_be_positive(make: Callable[[], Pattern]) -> None:
     with pytest.raises(ValueError, match=r"must (be positive|name at least one)"):
         make()
+
+
+BIGBIRD = SlidingWindow(192) | GlobalTokens(70) | RandomBlocks(64, 2)
+NOTES = [700, 40, 1500, 129, 4, 900, 333]  # clinical notes end to end, borders anywhere
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        Full(),
+        SlidingWindow(100),
+        SlidingWindow(257) | GlobalTokens(1),
+        SlidingWindow(100) | GlobalTokens(130),
+        BIGBIRD,
+    ],
+    ids=str,
+)
+def test_flex_mask_is_what_pytorch_finds_by_looking_at_every_pair(
+    pattern: Pattern, causal: bool
+) -> None:
+    """Without random links the very same blocks, in both lists; with them some more partial ones.
+
+    A few blocks may also be listed as partial though every pair in them is allowed.
+    """
+    length = 128 * 29
+    tokens = Tokens.of(length, Sequences.packed([NOTES], length))
+    ours = flex_mask(pattern, causal, tokens, tokens, 1)
+    theirs = create_block_mask(ours.mask_mod, 1, None, length, length, device="cpu")
+    expected = visible(pattern, causal, tokens, tokens)
+    pairs = torch.arange(length)
+    zero = torch.tensor(0)
+    assert torch.equal(ours.mask_mod(zero, zero, pairs[:, None], pairs), expected[0])
+    assert ours.full_kv_num_blocks is not None
+    assert theirs.full_kv_num_blocks is not None
+    exact = theirs.to_dense().bool()
+    assert not (exact & ~ours.to_dense().bool()).any()
+    if pattern is not BIGBIRD:
+        assert torch.equal(ours.to_dense().bool(), exact)
+    full, exactly_full = (
+        int(m.full_kv_num_blocks.sum())  # type: ignore[union-attr]
+        for m in (ours, theirs)
+    )
+    assert full <= exactly_full
+    if not isinstance(pattern, Union):
+        assert full == exactly_full
+
+
+class Largest(TorchDispatchMode):
+    """The most elements that any tensor had which an operation gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(x, Tensor):
+                self.elements = max(self.elements, x.numel())
+        return out
+
+
+def test_flex_mask_costs_blocks_squared_not_tokens_squared() -> None:
+    length, blocks = 16_384, 128
+    sequences = Sequences.packed([[5000, 1, 9000, 2000]], length)
+    with Largest() as largest:
+        tokens = Tokens.of(length, sequences)
+        flex_mask(BIGBIRD, False, tokens, tokens, 1)
+    facts = (BIGBIRD.described_by + 1) * length
+    assert largest.elements <= max(blocks * (blocks + 1), facts)  # PyTorch keeps a spare column

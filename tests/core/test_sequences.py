@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -36,9 +38,57 @@ def test_unpack_and_repack_are_inverse(rows: list[list[int]]) -> None:
     torch.testing.assert_close(sequences.repack(apart), sequences.zero_padding(x))
 
 
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(0, 3))
+def test_offsets_and_lengths_say_the_same(lengths: list[int], padding: int) -> None:
+    total = sum(lengths)
+    got = Sequences.from_offsets([0, *itertools.accumulate(lengths)], total + padding)
+    assert torch.equal(got.document, Sequences.packed([lengths], total + padding).document)
+    assert got.filled == (padding == 0)
+
+
+@pytest.mark.parametrize("multiple", [1, 4, 7])
+@given(st.lists(st.lists(st.integers(1, 5), max_size=4), min_size=1, max_size=4))
+def test_one_row_holds_each_document_once(multiple: int, rows: list[list[int]]) -> None:
+    length = max(1, *(sum(parts) for parts in rows)) + 2
+    sequences = Sequences.packed(rows, length)
+    sequences = Sequences(sequences.document.roll(1, dims=1))  # padding on the left too
+    x = torch.randn(len(rows), length, 3)
+    x[~sequences.real] = float("nan")
+    row = sequences.one_row(multiple)
+    y = row.pack(x)
+    lengths = [part for parts in rows for part in parts]
+    total = sum(lengths)
+    tail = -total % multiple if total else 1
+    if tail > max(lengths, default=1):
+        tail = 0
+    assert y.shape == (1, total + tail, 3)
+    assert torch.equal(y[0, :total], x[sequences.real])
+    assert not y[0, total:].any()
+    assert row.sequences.real.all()
+    expected = torch.repeat_interleave(torch.tensor([*lengths, tail]))
+    assert torch.equal((row.sequences.first.cumsum(1) - 1)[0], expected)
+    assert torch.equal(row.unpack(y), sequences.zero_padding(x))
+
+
+def test_one_row_hands_gradients_to_real_tokens_alone() -> None:
+    sequences = Sequences.padded([3, 0, 5], 6)
+    x = torch.randn(3, 6, 2, dtype=torch.float64, requires_grad=True)
+    row = sequences.one_row(4)
+    weight = torch.randn_like(x)
+    (row.unpack(row.pack(x).square()) * weight).sum().backward()
+    expected = torch.where(sequences.real[..., None], 2 * x * weight, 0)
+    torch.testing.assert_close(x.grad, expected.detach())
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: Sequences.from_offsets([0, 2, 2]), "must increase, got 2 at 1 and 2 at 2"),
+        (lambda: Sequences.from_offsets([0, 3, 1]), "must increase, got 3 at 1 and 1 at 2"),
+        (lambda: Sequences.from_offsets([1, 3]), "must start at 0, got 1"),
+        (lambda: Sequences.from_offsets([0, 3], 2), "end at 3, beyond length=2"),
+        (lambda: Sequences.from_offsets([0]), r"got torch.int64 of shape \(1,\)"),
+        (lambda: Sequences.from_offsets([0.0, 2.0]), "got torch.float32"),
         (lambda: Sequences.padded([4], 3), "lie in 0..3"),
         (lambda: Sequences.padded([-1], 3), "lie in 0..3"),
         (lambda: Sequences.packed([[2, 2]], 3), "row 0"),
