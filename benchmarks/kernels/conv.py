@@ -4,8 +4,8 @@
     python benchmarks/kernels/conv.py --out results/ --device cpu --lengths 256 1024
 
 Causal, bf16 in and out, float32 filter as long as the sequence; plain, and with both gates. Prints
-a table and writes conv.json and, with matplotlib, conv.png. Peers that are importable are measured;
-one that fails or runs out of memory is recorded as such.
+a table and writes fft_conv.json and, with matplotlib, fft_conv.png. Peers that are importable are
+measured; one that fails or runs out of memory is recorded as such.
 """
 
 from __future__ import annotations
@@ -17,22 +17,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.kernels.draw import draw_if_possible
 from benchmarks.kernels.measuring import (
     OURS,
     Contestant,
     Function,
     Row,
     Tensors,
-    device_fails,
     differentiate,
     error_ratio,
     floor_ms,
     measure,
-    report,
-    table,
+    run,
     taking_part,
-    write_report,
 )
 from core.ops.fft_conv import fft_conv, fft_conv_reference
 
@@ -176,17 +172,8 @@ def main() -> None:
         for batch, channels in [table_of_shapes.get(length, small)]
     }
     chosen = taking_part([c for c in CONTESTANTS if c.name in args.contestants], args.device)
-    args.out.mkdir(parents=True, exist_ok=True)
-    done: list[Row] = []
-    for row in rows(shapes, chosen, [g == "both" for g in args.gates], args.device):
-        done.append(row)
-        print("\n".join(table([row]).splitlines()[2:]), flush=True)
-        write_report(args.out / "conv.json", report("fft_conv", args.device, done, PEERS))
-        if broken := device_fails():
-            print(table(done))
-            raise SystemExit(f"error: {row.contestant} left the GPU unusable ({broken})")
-    print(table(done))
-    draw_if_possible(args.out / "conv.json", args.out / "conv.png")
+    measured = rows(shapes, chosen, [g == "both" for g in args.gates], args.device)
+    run(measured, args.out, args.device, PEERS)
 
 
 if __name__ == "__main__":

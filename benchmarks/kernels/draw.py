@@ -1,6 +1,6 @@
-"""Draws a kernel benchmark's report: time and peak memory for one element against length.
+"""Draws a kernel benchmark's report: time and peak memory by length.
 
-    python benchmarks/kernels/draw.py results/conv.json --out conv.svg
+    python benchmarks/kernels/draw.py results/fft_conv.json --out fft_conv.svg
 
 Works from the JSON alone, on any machine with matplotlib; the file name's ending is the format.
 """
@@ -21,8 +21,8 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 
 
 def elements(case: dict[str, Any]) -> int:
-    """Numbers in one input: every size of the case but flags multiplied, lengths and batch too."""
-    sizes = ("length", "batch", "channels", "heads", "head_dim")
+    """Positions of channels, or of heads, that a case has."""
+    sizes = ("length", "batch", "channels", "heads")
     return math.prod(case[name] for name in sizes if name in case)
 
 
@@ -67,12 +67,14 @@ def draw(report: dict[str, Any], target: Path) -> None:
 
     rows: Rows = report["rows"]
     names = list(dict.fromkeys(row["contestant"] for row in rows))
+    element = "a position of a head" if "heads" in rows[0]["case"] else "a position of a channel"
+    time = f"time for {element} (ps)"
     panels = [
-        ("forward", "time for one element (ps)", "forward_ms", "forward_floor_ms", 1e9),
-        ("forward and backward", "time for one element (ps)", "both_ms", "both_floor_ms", 1e9),
+        ("forward", time, "forward_ms", "forward_floor_ms", 1e9),
+        ("forward and backward", time, "both_ms", "both_floor_ms", 1e9),
     ]
     if any(row["peak_mib"] is not None for row in rows):
-        panels.append(("peak memory", "bytes for one element", "peak_mib", "", 2.0**20))
+        panels.append(("peak memory", f"bytes for {element}", "peak_mib", "", 2.0**20))
     kinds = variants(rows)
     figure, axes = plt.subplots(
         len(kinds),

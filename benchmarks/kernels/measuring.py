@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.kernels.draw import draw_if_possible
 from core.ops.dispatch import VARIABLE
 
 BANDWIDTH = 3.0e12  # bytes a second: a copy on one H100 (bytes read plus written) reaches 3.02e12
@@ -39,13 +40,15 @@ class Contestant:
     """``prepare(tensors)`` builds what is built once a shape and returns the function to measure.
 
     ``ops`` is the value of LONGSPAN_OPS while it runs. ``module`` is what has to be importable for
-    a peer to take part; it then needs a GPU.
+    a peer to take part; it then needs a GPU. Gradients named in ``unlike`` are of something else
+    and not compared.
     """
 
     name: str
     prepare: Callable[[Tensors], Function]
     ops: str = "auto"
     module: str | None = None
+    unlike: tuple[str, ...] = ()
 
 
 @dataclass
@@ -176,7 +179,8 @@ def measure(
             return torch.autograd.grad(compute(**leaves), list(leaves.values()), dy)
 
         with _recorded(row, "errors"):
-            row.errors = check(compute)
+            errors = check(compute)
+            row.errors = {k: error for k, error in errors.items() if k not in contestant.unlike}
         with _recorded(row, "forward"):
             row.forward_ms = median_ms(forward, dy.device.type)
         with _recorded(row, "forward and backward"):
@@ -201,7 +205,28 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}"[:200]
 
 
-def device_fails() -> str | None:
+def run(rows: Iterator[Row], out: Path, device: str, peers: Mapping[str, str]) -> None:
+    """Measures row after row; leaves a report, a figure and, on the screen, a table.
+
+    Stops with exit code 1 once a contestant leaves the GPU unusable; what was measured is kept.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    done: list[Row] = []
+    broken = None
+    for row in rows:
+        done.append(row)
+        print("\n".join(table([row]).splitlines()[2:]), flush=True)
+        target = out / f"{row.kernel}.json"
+        write_report(target, report(row.kernel, device, done, peers))
+        if broken := _device_fails():
+            break
+    print(table(done))
+    if broken:
+        raise SystemExit(f"error: {done[-1].contestant} left the GPU unusable: {broken}")
+    draw_if_possible(target, target.with_suffix(".png"))
+
+
+def _device_fails() -> str | None:
     """Why the GPU takes no more work (after an illegal access, say), or None if it does."""
     if not torch.cuda.is_available():
         return None

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.kernels import conv, measuring
+from benchmarks.kernels import conv, measuring, recurrences
 from benchmarks.kernels.measuring import Contestant, Function, Row, Tensors
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +124,22 @@ def test_errors_of_the_contestants_are_those_of_bf16(gated: bool) -> None:
     assert wrong["y"] > 0.5
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+def test_bytes_of_ssd_count_each_tensor_once(groups: int) -> None:
+    tensors, dy = recurrences.inputs(2, 32, 4, groups, "cpu")
+    read = sum(x.nbytes for x in tensors.values())
+    assert recurrences.forward_bytes(64, 4, groups) == read + dy.nbytes
+    assert recurrences.backward_bytes(64, 4, groups) == 2 * read + dy.nbytes
+
+
+def test_errors_of_ssd_are_those_of_bf16() -> None:
+    check = recurrences.Check(2, 1, 70, "cpu")
+    errors = check(recurrences.ours(check.tensors))
+    assert set(errors) == {"y", *check.tensors}
+    assert all(error < 5e-3 for error in errors.values())
+    assert check(lambda **t: 1.1 * recurrences.ours(t)(**t))["y"] == pytest.approx(0.1, rel=0.02)
+
+
 def test_command_on_a_cpu(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/kernels/conv.py", "--out", str(tmp_path)]
     command += ["--device", "cpu", "--lengths", "64", "--gates", "none"]
@@ -132,7 +148,7 @@ def test_command_on_a_cpu(tmp_path: Path) -> None:
         command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True
     )
     assert "left out: FlashFFTConv" in done.stdout
-    report = json.loads((tmp_path / "conv.json").read_text())
+    report = json.loads((tmp_path / "fft_conv.json").read_text())
     assert report["torch"] == torch.__version__
     assert report["command"].startswith("python benchmarks/kernels/conv.py --out")
     assert [row["contestant"] for row in report["rows"]] == [
@@ -145,4 +161,4 @@ def test_command_on_a_cpu(tmp_path: Path) -> None:
         assert row["forward_ms"] > 0
         assert row["both_ms"] > row["forward_ms"]
         assert row["failures"] == {}
-    assert (tmp_path / "conv.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "fft_conv.png").read_bytes().startswith(b"\x89PNG")
