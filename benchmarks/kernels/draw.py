@@ -64,6 +64,7 @@ def draw(report: dict[str, Any], target: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogFormatter
 
     rows: Rows = report["rows"]
     names = list(dict.fromkeys(row["contestant"] for row in rows))
@@ -95,6 +96,8 @@ def draw(report: dict[str, Any], target: Path) -> None:
                 x, y = series(chosen, names[0], _per_element(floor, factor))
                 axis.loglog(x, y, "k--", label="floor: every byte once", linewidth=1)
             axis.set_xscale("log", base=2)
+            axis.yaxis.set_major_formatter(LogFormatter())
+            axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
             axis.set_xlabel("length")
             axis.set_ylabel(label)
             settings = ", ".join(_setting(k, v) for k, v in kind.items())
