@@ -11,6 +11,7 @@ import gc
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import platform
 import statistics
@@ -179,8 +180,10 @@ def measure(
             return torch.autograd.grad(compute(**leaves), list(leaves.values()), dy)
 
         with _recorded(row, "errors"):
-            errors = check(compute)
-            row.errors = {k: error for k, error in errors.items() if k not in contestant.unlike}
+            errors = {k: e for k, e in check(compute).items() if k not in contestant.unlike}
+            row.errors = {k: e for k, e in errors.items() if math.isfinite(e)}
+            if wrong := sorted(set(errors) - set(row.errors)):
+                row.failures["errors"] = f"not finite: {', '.join(wrong)}"
         with _recorded(row, "forward"):
             row.forward_ms = median_ms(forward, dy.device.type)
         with _recorded(row, "forward and backward"):
@@ -196,7 +199,7 @@ def _recorded(row: Row, step: str) -> Iterator[None]:
     except Exception as error:
         row.failures[step] = _reason(error)
     gc.collect()  # frames of an error hold tensors
-    if torch.cuda.is_available():
+    with contextlib.suppress(RuntimeError):  # a GPU left unusable is seen by the loop over rows
         torch.cuda.empty_cache()
 
 

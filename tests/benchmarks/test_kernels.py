@@ -92,6 +92,16 @@ def test_a_contestant_that_fails_is_recorded(monkeypatch: pytest.MonkeyPatch) ->
     assert row.failures == {"errors": reason, "forward and backward": reason}
 
 
+def test_numbers_that_are_not_finite_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "REPEAT_MS", 1)
+    tensors, dy = conv.inputs(1, 2, 16, False, "cpu")
+    row = Row("fft_conv", "peer", {}, None, None)
+    broken = Contestant("peer", lambda _: lambda u, k: u * k / 0, unlike=("k",))
+    measuring.measure(row, broken, tensors, dy, conv.Check(tensors, dy))
+    assert row.errors == {}
+    assert row.failures == {"errors": "not finite: u, y"}
+
+
 def test_ops_are_forced_while_a_contestant_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "REPEAT_MS", 1)
     monkeypatch.delenv(measuring.VARIABLE, raising=False)
