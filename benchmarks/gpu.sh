@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Everything that needs one GPU, in parts of under ten minutes: benchmarks/gpu.sh PART OUT
 #   tests     the kernels and attention routes against float64, on this GPU
+#   kernels   kernels beside importable peers: time, floor, memory, errors
+#   speed     tokens a second of HyenaDNA by length, with the kernels and on the reference ops
 #   longest   longest context that trains one step
 #   varlen    padded, sorted and packed encoders beside Longformer; needs transformers
 #   context   bits per base by context length; needs chr20.npz (benchmarks/genomics/context_length.py)
@@ -8,13 +10,20 @@
 # CHROMOSOME name another interpreter and another path of chr20.npz.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-part=${1:?tests, longest, varlen or context} out=${2:?a folder for results}
+part=${1:?tests, kernels, speed, longest, varlen or context} out=${2:?a folder for results}
 python=${PYTHON:-python3}
 export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 mkdir -p "$out"
 case $part in
   tests)
     "$python" -m pytest -m gpu -p no:benchmark -q tests/core/ops tests/core/mixers --junitxml "$out/gpu_tests.xml"
+    ;;
+  kernels)
+    "$python" benchmarks/kernels/conv.py --out "$out"
+    "$python" benchmarks/kernels/recurrences.py --out "$out"
+    ;;
+  speed)
+    "$python" benchmarks/genomics/throughput.py --out "$out/throughput.json"
     ;;
   longest)
     "$python" benchmarks/genomics/longest_context.py --out "$out/longest_context.json"
@@ -27,7 +36,7 @@ case $part in
     "$python" benchmarks/genomics/context_length.py train "$chromosome" --seconds 150 --out "$out"
     ;;
   *)
-    echo "error: no part $part; give tests, longest, varlen or context" >&2
+    echo "error: no part $part; give tests, kernels, speed, longest, varlen or context" >&2
     exit 2
     ;;
 esac

@@ -1,0 +1,131 @@
+"""Draws a kernel benchmark's report: time and peak memory by length.
+
+    python benchmarks/kernels/draw.py results/fft_conv.json --out fft_conv.svg
+
+Works from the JSON alone, on any machine with matplotlib; the file name's ending is the format.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Rows = list[dict[str, Any]]
+# Okabe and Ito's colours, told apart by the colour-blind; black is the floor's.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+
+
+def elements(case: dict[str, Any]) -> int:
+    """Positions of channels, or of heads, that a case has."""
+    sizes = ("length", "batch", "channels", "heads")
+    return math.prod(case[name] for name in sizes if name in case)
+
+
+def variants(rows: Rows) -> list[dict[str, Any]]:
+    """What tells panels apart: the parts of a case that are not drawn along an axis."""
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        rest = {k: v for k, v in row["case"].items() if k in ("gated", "groups")}
+        if rest not in found:
+            found.append(rest)
+    return found
+
+
+def series(rows: Rows, contestant: str, value: Callable[[dict[str, Any]], float | None]) -> Any:
+    """Lengths and values of a contestant, in order of length, without those that are missing."""
+    points = [
+        (row["case"]["length"], value(row)) for row in rows if row["contestant"] == contestant
+    ]
+    points = sorted((length, y) for length, y in points if y is not None)
+    return [length for length, _ in points], [y for _, y in points]
+
+
+def _per_element(name: str, factor: float) -> Callable[[dict[str, Any]], float | None]:
+    def value(row: dict[str, Any]) -> float | None:
+        return None if row[name] is None else factor * row[name] / elements(row["case"])
+
+    return value
+
+
+def _setting(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return name if value else f"not {name}"
+    return f"{value} {name}"
+
+
+def draw(report: dict[str, Any], target: Path) -> None:
+    """A row of panels for each variant: forward, forward and backward, peak memory."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogFormatter
+
+    rows: Rows = report["rows"]
+    names = list(dict.fromkeys(row["contestant"] for row in rows))
+    element = "a position of a head" if "heads" in rows[0]["case"] else "a position of a channel"
+    time = f"time for {element} (ps)"
+    panels = [
+        ("forward", time, "forward_ms", "forward_floor_ms", 1e9),
+        ("forward and backward", time, "both_ms", "both_floor_ms", 1e9),
+    ]
+    if any(row["peak_mib"] is not None for row in rows):
+        panels.append(("peak memory", f"bytes for {element}", "peak_mib", "", 2.0**20))
+    kinds = variants(rows)
+    figure, axes = plt.subplots(
+        len(kinds),
+        len(panels),
+        figsize=(4.2 * len(panels), 0.6 + 3.2 * len(kinds)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for kind, line in zip(kinds, axes, strict=True):
+        chosen = [row for row in rows if kind.items() <= row["case"].items()]
+        for (title, label, value, floor, factor), axis in zip(panels, line, strict=True):
+            for i, name in enumerate(names):
+                x, y = series(chosen, name, _per_element(value, factor))
+                axis.loglog(
+                    x, y, "o-", color=COLOURS[i % len(COLOURS)], label=name, base=10, markersize=4
+                )
+            if floor and chosen[0][floor] is not None:
+                x, y = series(chosen, names[0], _per_element(floor, factor))
+                axis.loglog(x, y, "k--", label="floor: every byte once", linewidth=1)
+            axis.set_xscale("log", base=2)
+            axis.yaxis.set_major_formatter(LogFormatter())
+            axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+            axis.set_xlabel("length")
+            axis.set_ylabel(label)
+            settings = ", ".join(_setting(k, v) for k, v in kind.items())
+            axis.set_title(f"{title} ({settings})" if settings else title, fontsize=10)
+            axis.grid(alpha=0.3)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    columns = 2 * len(panels)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+    figure.suptitle(f"{report['kernel']} on {report['device']}, torch {report['torch']}")
+    figure.savefig(target, dpi=150)
+    plt.close(figure)
+
+
+def draw_if_possible(source: Path, target: Path) -> None:
+    """Draws where matplotlib is; says how to do it elsewhere where it is not."""
+    if importlib.util.find_spec("matplotlib") is None:
+        print(f"no matplotlib here: python benchmarks/kernels/draw.py {source} --out {target}")
+        return
+    draw(json.loads(source.read_text()), target)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("report", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    draw(json.loads(args.report.read_text()), args.out)
+
+
+if __name__ == "__main__":
+    main()
