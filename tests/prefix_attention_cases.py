@@ -53,8 +53,7 @@ def softmax_of_prefixes(
     A carried state is one more position, of score ``m + log u`` and value ``w / u``. ``document``
     must have no padding before its end; the final state is the op's up to the choice of ``m``.
     """
-    batch, length, heads = scores.shape
-    real = torch.ones(batch, length, dtype=torch.bool, device=scores.device)
+    real = torch.ones(scores.shape[:2], dtype=torch.bool, device=scores.device)
     if document is None:
         document = real.int()
     else:

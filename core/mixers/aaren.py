@@ -69,8 +69,9 @@ class Aaren(Mixer):
 
     def init_state(self, batch: int, *, device: Any = None, dtype: Any = None) -> PrefixState:
         """Nothing seen yet; float32, or float64 for ``dtype`` float64."""
-        dtype = dtype or self.o_proj.weight.dtype
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        weight = self.o_proj.weight
+        device = weight.device if device is None else device
+        wide = torch.promote_types(dtype or weight.dtype, torch.float32)
         u = torch.zeros(batch, self.heads, device=device, dtype=wide)
         w = torch.zeros(batch, self.heads, self.head_dim, device=device, dtype=wide)
         return PrefixState(torch.full_like(u, -torch.inf), u, w)

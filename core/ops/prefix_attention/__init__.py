@@ -108,7 +108,7 @@ def _prefix_attention(
         return kernel.forward(scores, values, m, u, w, segments)
     out, *rest = reference.prefix_attention_chunked(scores, values, m, u, w, segments)
     m, u, w, maxima, sums = _own(tuple(rest))
-    return out, m, u, w, maxima, sums
+    return out.contiguous(), m, u, w, maxima, sums
 
 
 @_prefix_attention.register_fake

@@ -1,0 +1,193 @@
+"""Triton kernels of the backward pass of prefix attention; README.md derives every line."""
+
+# Triton's decorators carry no types.
+# mypy: disallow-untyped-decorators=False
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from core.ops.prefix_attention.tiles import (
+    finite,
+    load_column,
+    look_back,
+    maximum_before,
+    segment_before,
+)
+from core.ops.ssd.tiles import dot, exp, load_rows, load_segments, locate
+
+
+@triton.jit(do_not_specialize=["length", "chunks"])
+def chunk_grads_kernel(
+    grad_out: tl.tensor,
+    out: tl.tensor,
+    maxima: tl.tensor,
+    sums: tl.tensor,
+    segments: tl.tensor,
+    first_m: tl.tensor,
+    means: tl.tensor,
+    grad_u: tl.tensor,
+    grad_w: tl.tensor,
+    length: tl.tensor,
+    chunks: tl.tensor,
+    grad_strides: tl.tensor,
+    out_strides: tl.tensor,
+    HEADS: tl.constexpr,
+    P: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> None:
+    """What a chunk's outputs pass to the state that enters it; ``means``: dy . y by position."""
+    b, chunk, head = locate(chunks, HEADS)
+    start = chunk * CHUNK
+    columns = tl.arange(0, BLOCK_P)
+    real, segment, entering, _ = load_segments(segments, b, start, length, CHUNK, PACKED)
+    t = start + tl.arange(0, CHUNK)
+    dy = load_rows(grad_out, grad_strides, b, start, head, real, columns, P).to(tl.float32)
+    y = load_rows(out, out_strides, b, start, head, real, columns, P).to(tl.float32)
+    mean = tl.sum(dy * y, 1)
+    at = (b * length + t) * HEADS + head
+    inside = t < length
+    tl.store(means + at, mean, mask=inside)
+
+    m_in = maximum_before(maxima, first_m, b, start, head, length, HEADS)
+    largest = tl.load(maxima + at, mask=inside, other=0.0)
+    total = tl.load(sums + at, mask=inside, other=0.0)
+    carried = tl.where(real & (segment == entering), m_in, -float("inf"))
+    entry = exp(carried - finite(largest), PRECISION) / tl.where(total == 0, 1.0, total)
+    place = (b * HEADS + head) * chunks + chunk
+    tl.store(grad_u + place, -tl.sum(entry * mean, 0))
+    tl.store(grad_w + place * P + columns, tl.sum(entry[:, None] * dy, 0), mask=columns < P)
+
+
+@triton.jit(do_not_specialize=["length", "chunks"])
+def pass_back_kernel(
+    chunk_u: tl.tensor,
+    chunk_w: tl.tensor,
+    maxima: tl.tensor,
+    segments: tl.tensor,
+    first_m: tl.tensor,
+    last_u: tl.tensor,
+    last_w: tl.tensor,
+    grad_u: tl.tensor,
+    grad_w: tl.tensor,
+    length: tl.tensor,
+    chunks: tl.tensor,
+    HEADS: tl.constexpr,
+    P: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    PACKED: tl.constexpr,
+) -> None:
+    """Gradients of the states at the borders, from those of the last one to those of the first."""
+    row = tl.program_id(0).to(tl.int64)
+    b, head = row // HEADS, row % HEADS
+    i = tl.arange(0, BLOCK)
+    columns = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
+    known_columns = columns < P
+    at = row * (chunks + 1)
+    u_out = tl.load(last_u + row)
+    w_out = tl.load(last_w + row * P + columns, mask=known_columns, other=0.0)
+    tl.store(grad_u + at + chunks, u_out)
+    tl.store(grad_w + (at + chunks) * P + columns, w_out, mask=known_columns)
+    end = length + b * 0
+    m_out = maximum_before(maxima, first_m, b, end, head, length, HEADS)
+    leaving = segment_before(segments, b, end, length, PACKED)
+    blocks = (chunks + BLOCK - 1) // BLOCK
+    for step in range(blocks):
+        chunk = (blocks - 1 - step) * BLOCK + i
+        known = chunk < chunks
+        here = row * chunks + chunk
+        both = known[:, None] & known_columns[None, :]
+        sums = tl.load(chunk_u + here, mask=known, other=0.0)
+        tile = tl.load(chunk_w + here[:, None] * P + columns[None, :], mask=both, other=0.0)
+        start = tl.minimum(chunk.to(tl.int64) * CHUNK, length)
+        m = maximum_before(maxima, first_m, b, start, head, length, HEADS)
+        segment = segment_before(segments, b, start, length, PACKED)
+        # Along a segment m grows, so that no exponent is positive.
+        seen = (i[:, None] <= i[None, :]) & (segment[:, None] == segment[None, :])
+        shifted = m[:, None] - finite(m)[None, :]
+        weights = exp(tl.where(seen, shifted, -float("inf")), "ieee")
+        behind = tl.where(segment == leaving, m, -float("inf"))
+        through = exp(behind - finite(m_out), "ieee")
+        sums = tl.sum(weights * sums[None, :], 1) + through * u_out
+        tile = dot(weights, tile, "ieee") + through[:, None] * w_out[None, :]
+        tl.store(grad_u + at + chunk, sums, mask=known)
+        tl.store(grad_w + (at + chunk)[:, None] * P + columns[None, :], tile, mask=both)
+        first = i == 0
+        m_out = tl.max(tl.where(first, m, -float("inf")), 0)
+        u_out = tl.sum(tl.where(first, sums, 0.0), 0)
+        w_out = tl.sum(tl.where(first[:, None], tile, 0.0), 0)
+        leaving = tl.min(segment, 0)
+
+
+@triton.jit(do_not_specialize=["length", "chunks"])
+def grads_kernel(
+    grad_out: tl.tensor,
+    scores: tl.tensor,
+    values: tl.tensor,
+    maxima: tl.tensor,
+    sums: tl.tensor,
+    means: tl.tensor,
+    segments: tl.tensor,
+    first_m: tl.tensor,
+    grad_u: tl.tensor,
+    grad_w: tl.tensor,
+    grad_scores: tl.tensor,
+    grad_values: tl.tensor,
+    length: tl.tensor,
+    chunks: tl.tensor,
+    grad_strides: tl.tensor,
+    score_strides: tl.tensor,
+    value_strides: tl.tensor,
+    HEADS: tl.constexpr,
+    P: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> None:
+    """Gradients of scores and values of a chunk."""
+    b, chunk, head = locate(chunks, HEADS)
+    start = chunk * CHUNK
+    columns = tl.arange(0, BLOCK_P)
+    real, segment, entering, leaving = load_segments(segments, b, start, length, CHUNK, PACKED)
+    t = start + tl.arange(0, CHUNK)
+    score = load_column(scores, score_strides, b, t, head, real, -float("inf"))
+    value = load_rows(values, value_strides, b, start, head, real, columns, P)
+    dy = load_rows(grad_out, grad_strides, b, start, head, real, columns, P)
+    at = (b * length + t) * HEADS + head
+    total = tl.load(sums + at, mask=real, other=0.0)
+    mean = tl.load(means + at, mask=real, other=0.0)
+
+    m_in = maximum_before(maxima, first_m, b, start, head, length, HEADS)
+    _, weights, _ = look_back(score, segment, m_in, entering, CHUNK, PRECISION)
+    # As shares of the largest, the weights of a long prefix stay within float16's range.
+    least = tl.min(tl.where(total == 0, float("inf"), total), 0)
+    least = tl.where(least == float("inf"), 1.0, least)
+    weights *= tl.where(total == 0, 0.0, least / tl.where(total == 0, 1.0, total))[:, None]
+    pull = weights * (dot(dy, tl.trans(value), PRECISION) - mean[:, None])
+    grad_score = tl.sum(pull, 0) / least
+    tile = dot(tl.trans(weights.to(dy.dtype)), dy, PRECISION) / least
+
+    end = tl.minimum(start + CHUNK, length)
+    m_out = maximum_before(maxima, first_m, b, end, head, length, HEADS)
+    kept = tl.where(segment == leaving, score, -float("inf"))
+    leave = exp(kept - finite(m_out), PRECISION)
+    border = (b * HEADS + head) * (chunks + 1) + chunk + 1
+    w_out = tl.load(grad_w + border * P + columns, mask=columns < P, other=0.0)
+    through = tl.sum(value.to(tl.float32) * w_out[None, :], 1) + tl.load(grad_u + border)
+    grad_score += leave * through
+    tile += leave[:, None] * w_out[None, :]
+
+    inside = t < length
+    tl.store(grad_scores + at, grad_score, mask=inside)
+    tl.store(
+        grad_values + at[:, None] * P + columns[None, :],
+        tile.to(value.dtype),
+        mask=inside[:, None] & (columns < P)[None, :],
+    )
