@@ -57,7 +57,8 @@ def chunk_grads_kernel(
     largest = tl.load(maxima + at, mask=inside, other=0.0)
     total = tl.load(sums + at, mask=inside, other=0.0)
     carried = tl.where(real & (segment == entering), m_in, -float("inf"))
-    entry = exp(carried - finite(largest), PRECISION) / tl.where(total == 0, 1.0, total)
+    entry = exp(carried - finite(largest), PRECISION)
+    entry = tl.div_rn(entry, tl.where(total == 0, 1.0, total))
     place = (b * HEADS + head) * chunks + chunk
     tl.store(grad_u + place, -tl.sum(entry * mean, 0))
     tl.store(grad_w + place * P + columns, tl.sum(entry[:, None] * dy, 0), mask=columns < P)
@@ -169,7 +170,8 @@ def grads_kernel(
     # As shares of the largest, the weights of a long prefix stay within float16's range.
     least = tl.min(tl.where(total == 0, float("inf"), total), 0)
     least = tl.where(least == float("inf"), 1.0, least)
-    weights *= tl.where(total == 0, 0.0, least / tl.where(total == 0, 1.0, total))[:, None]
+    share = tl.div_rn(tl.where(total == 0, 0.0, least), tl.where(total == 0, 1.0, total))
+    weights *= share[:, None]
     pull = weights * (dot(dy, tl.trans(value), PRECISION) - mean[:, None])
     grad_score = tl.sum(pull, 0) / least
     tile = dot(tl.trans(weights.to(dy.dtype)), dy, PRECISION) / least

@@ -63,7 +63,8 @@ def test_one_position_alone_is_its_value():
 @pytest.mark.parametrize(("heads", "head_dim"), [(1, 1), (3, 5), (6, 32), (5, 100), (2, 128)])
 def test_matches_float64_at_any_size(dtype, heads, head_dim, monkeypatch):
     fill_empty_with_nan(monkeypatch)
-    check(draw(8, 333, heads, head_dim, dtype=dtype, device="cuda"))
+    batch = max(8, 512 // (heads * head_dim))  # the largest of a few errors would be luck
+    check(draw(batch, 333, heads, head_dim, dtype=dtype, device="cuda"))
 
 
 @pytest.mark.parametrize("scale", [0.0, 5.0, 30.0])
