@@ -51,7 +51,7 @@ def prefix_attention(
     _check(scores, values, initial_state, document)
     state = reference.empty_state(values) if initial_state is None else initial_state
     segments = None if document is None else encode_segments(document)
-    out, m, u, w, _, _ = _prefix_attention(
+    out, m, u, w = _prefix_attention(
         scores, values, state[0].detach(), state[1], state[2], segments
     )
     return out, PrefixState(m.detach(), u, w)
@@ -101,23 +101,22 @@ def _own(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 @torch.library.custom_op("longspan::prefix_attention", mutates_args=())
 def _prefix_attention(
     scores: Tensor, values: Tensor, m: Tensor, u: Tensor, w: Tensor, segments: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if _takes_kernel(values):
         from core.ops.prefix_attention import kernel
 
         return kernel.forward(scores, values, m, u, w, segments)
-    out, *rest = reference.prefix_attention_chunked(scores, values, m, u, w, segments)
-    m, u, w, maxima, sums = _own(tuple(rest))
-    return out.contiguous(), m, u, w, maxima, sums
+    out, *state = reference.prefix_attention_chunked(scores, values, m, u, w, segments)
+    m, u, w = _own(tuple(state))
+    return out.contiguous(), m, u, w
 
 
 @_prefix_attention.register_fake
 def _(
     scores: Tensor, values: Tensor, m: Tensor, u: Tensor, w: Tensor, segments: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    out, maxima, sums = (t.new_empty(t.shape) for t in (values, scores, scores))
-    m, u, w = (t.new_empty(t.shape) for t in (m, u, w))
-    return out, m, u, w, maxima, sums
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    out, m, u, w = (t.new_empty(t.shape) for t in (values, m, u, w))
+    return out, m, u, w
 
 
 @torch.library.custom_op("longspan::prefix_attention_backward", mutates_args=())
@@ -127,13 +126,12 @@ def _prefix_attention_backward(
     grad_w: Tensor,
     scores: Tensor,
     values: Tensor,
-    initial_m: Tensor,
+    m: Tensor,
+    u: Tensor,
+    w: Tensor,
     segments: Tensor | None,
-    out: Tensor,
-    maxima: Tensor,
-    sums: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    inputs = (grad_out, grad_u, grad_w, scores, values, initial_m, segments, out, maxima, sums)
+    inputs = (grad_out, grad_u, grad_w, scores, values, m, u, w, segments)
     if _takes_kernel(values):
         from core.ops.prefix_attention import kernel
 
@@ -149,30 +147,21 @@ def _(
     grad_w: Tensor,
     scores: Tensor,
     values: Tensor,
-    initial_m: Tensor,
+    m: Tensor,
+    u: Tensor,
+    w: Tensor,
     segments: Tensor | None,
-    out: Tensor,
-    maxima: Tensor,
-    sums: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     d_scores, d_values = scores.new_empty(scores.shape), values.new_empty(values.shape)
     return d_scores, d_values, grad_u.new_empty(grad_u.shape), grad_w.new_empty(grad_w.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, ...]) -> None:
-    scores, values, m, _, _, segments = inputs
-    out, _, _, _, maxima, sums = output
-    ctx.save_for_backward(scores, values, m, segments, out, maxima, sums)
+    ctx.save_for_backward(*inputs)
 
 
 def _differentiate(
-    ctx: Any,
-    grad_out: Tensor,
-    grad_m: Tensor,
-    grad_u: Tensor,
-    grad_w: Tensor,
-    grad_maxima: Tensor,
-    grad_sums: Tensor,
+    ctx: Any, grad_out: Tensor, grad_m: Tensor, grad_u: Tensor, grad_w: Tensor
 ) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors  # once: checkpointing recomputes them at each access
     grads = _prefix_attention_backward(grad_out, grad_u, grad_w, *saved)

@@ -69,34 +69,49 @@ def _border(states: Tensor, number: int) -> Tensor:
     return states[:, :, number].clone(memory_format=torch.contiguous_format)
 
 
+def _buffers(scores: Tensor, values: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For ``count`` states a head: m, u, w."""
+    batch, _, heads, head_dim = values.shape
+    m, u = (scores.new_empty(batch, heads, count) for _ in range(2))
+    return m, u, scores.new_empty(batch, heads, count, head_dim)
+
+
+def _states(
+    launch: _Launch,
+    scores: Tensor,
+    values: Tensor,
+    first: tuple[Tensor, Tensor, Tensor],
+    segments: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """m, u and w at every border."""
+    chunks = launch.sizes[1]
+    own = _buffers(scores, values, chunks)
+    chunk_states_kernel[(launch.programs,)](
+        scores, values, segments, *own, *launch.sizes, scores.stride(), values.stride()[:3],
+        **launch.constants,
+    )  # fmt: skip
+    states = _buffers(scores, values, chunks + 1)
+    pass_kernel[launch.passes](
+        *own, segments, *(tensor.contiguous() for tensor in first), *states, *launch.sizes,
+        **launch.pass_constants,
+    )  # fmt: skip
+    return states
+
+
 def forward(
     scores: Tensor, values: Tensor, m: Tensor, u: Tensor, w: Tensor, segments: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As ``reference.prefix_attention_chunked``, for float32, bfloat16 and float16 values."""
     with torch.cuda.device_of(values):
         launch, values = _launch(values, segments), _rows(values)
-        batch, length, heads, head_dim = values.shape
-        chunks = launch.sizes[1]
-        strides = (scores.stride(), values.stride()[:3])
-        own_m, own_u = (scores.new_empty(batch, heads, chunks) for _ in range(2))
-        own_w = scores.new_empty(batch, heads, chunks, head_dim)
-        chunk_states_kernel[(launch.programs,)](
-            scores, values, segments, own_m, own_u, own_w, *launch.sizes, *strides,
-            **launch.constants,
-        )  # fmt: skip
-        at_m, at_u = (scores.new_empty(batch, heads, chunks + 1) for _ in range(2))
-        at_w = scores.new_empty(batch, heads, chunks + 1, head_dim)
-        pass_kernel[launch.passes](
-            own_m, own_u, own_w, segments, m.contiguous(), u.contiguous(), w.contiguous(),
-            at_m, at_u, at_w, *launch.sizes, **launch.pass_constants,
-        )  # fmt: skip
+        states = _states(launch, scores, values, (m, u, w), segments)
         out = torch.empty_like(values, memory_format=torch.contiguous_format)
-        maxima, sums = (scores.new_empty(batch, length, heads) for _ in range(2))
         output_kernel[(launch.programs,)](
-            scores, values, segments, at_m, at_u, at_w, out, maxima, sums, *launch.sizes, *strides,
-            **launch.constants,
+            scores, values, segments, *states, out, *launch.sizes, scores.stride(),
+            values.stride()[:3], **launch.constants,
         )  # fmt: skip
-    return out, _border(at_m, -1), _border(at_u, -1), _border(at_w, -1), maxima, sums
+    m, u, w = (_border(tensor, -1) for tensor in states)
+    return out, m, u, w
 
 
 def backward(
@@ -105,37 +120,31 @@ def backward(
     grad_w: Tensor,
     scores: Tensor,
     values: Tensor,
-    initial_m: Tensor,
+    m: Tensor,
+    u: Tensor,
+    w: Tensor,
     segments: Tensor | None,
-    out: Tensor,
-    maxima: Tensor,
-    sums: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As ``reference.prefix_attention_chunked_backward``."""
+    """As ``reference.prefix_attention_chunked_backward``; states are computed again, not kept."""
     with torch.cuda.device_of(values):
         launch, values, dy = _launch(values, segments), _rows(values), _rows(grad_out)
-        batch, _, heads, head_dim = values.shape
+        states = _states(launch, scores, values, (m, u, w), segments)
+        strides = (dy.stride()[:3], scores.stride(), values.stride()[:3])
         chunks = launch.sizes[1]
-        maxima, sums, first = maxima.contiguous(), sums.contiguous(), initial_m.contiguous()
-        out = _rows(out)
-        means = torch.empty_like(maxima)
-        own_u = scores.new_empty(batch, heads, chunks)
-        own_w = scores.new_empty(batch, heads, chunks, head_dim)
+        _, own_u, own_w = _buffers(scores, values, chunks)
         chunk_grads_kernel[(launch.programs,)](
-            dy, out, maxima, sums, segments, first, means, own_u, own_w, *launch.sizes,
-            dy.stride()[:3], out.stride()[:3], **launch.constants,
+            dy, scores, values, segments, *states, own_u, own_w, *launch.sizes, *strides,
+            **launch.constants,
         )  # fmt: skip
-        at_u = scores.new_empty(batch, heads, chunks + 1)
-        at_w = scores.new_empty(batch, heads, chunks + 1, head_dim)
+        _, at_u, at_w = _buffers(scores, values, chunks + 1)
         pass_back_kernel[launch.passes](
-            own_u, own_w, maxima, segments, first, grad_u.contiguous(), grad_w.contiguous(),
+            own_u, own_w, segments, states[0], grad_u.contiguous(), grad_w.contiguous(),
             at_u, at_w, *launch.sizes, **launch.pass_constants,
         )  # fmt: skip
         d_scores = scores.new_empty(scores.shape)
         d_values = torch.empty_like(values, memory_format=torch.contiguous_format)
         grads_kernel[(launch.programs,)](
-            dy, scores, values, maxima, sums, means, segments, first, at_u, at_w,
-            d_scores, d_values, *launch.sizes, dy.stride()[:3], scores.stride(),
-            values.stride()[:3], **launch.constants,
+            dy, scores, values, segments, *states, at_u, at_w, d_scores, d_values, *launch.sizes,
+            *strides, **launch.constants,
         )  # fmt: skip
     return d_scores, d_values, _border(at_u, 0), _border(at_w, 0)

@@ -12,7 +12,7 @@ from core.ops.prefix_attention.tiles import (
     finite,
     load_column,
     look_back,
-    maximum_before,
+    scores_gradient,
     segment_before,
 )
 from core.ops.ssd.tiles import dot, exp, load_rows, load_segments, locate
@@ -21,18 +21,19 @@ from core.ops.ssd.tiles import dot, exp, load_rows, load_segments, locate
 @triton.jit(do_not_specialize=["length", "chunks"])
 def chunk_grads_kernel(
     grad_out: tl.tensor,
-    out: tl.tensor,
-    maxima: tl.tensor,
-    sums: tl.tensor,
+    scores: tl.tensor,
+    values: tl.tensor,
     segments: tl.tensor,
-    first_m: tl.tensor,
-    means: tl.tensor,
+    m: tl.tensor,
+    u: tl.tensor,
+    w: tl.tensor,
     grad_u: tl.tensor,
     grad_w: tl.tensor,
     length: tl.tensor,
     chunks: tl.tensor,
     grad_strides: tl.tensor,
-    out_strides: tl.tensor,
+    score_strides: tl.tensor,
+    value_strides: tl.tensor,
     HEADS: tl.constexpr,
     P: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -40,37 +41,34 @@ def chunk_grads_kernel(
     PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> None:
-    """What a chunk's outputs pass to the state that enters it; ``means``: dy . y by position."""
+    """What a chunk's outputs pass to the state that enters it."""
     b, chunk, head = locate(chunks, HEADS)
     start = chunk * CHUNK
     columns = tl.arange(0, BLOCK_P)
     real, segment, entering, _ = load_segments(segments, b, start, length, CHUNK, PACKED)
     t = start + tl.arange(0, CHUNK)
-    dy = load_rows(grad_out, grad_strides, b, start, head, real, columns, P).to(tl.float32)
-    y = load_rows(out, out_strides, b, start, head, real, columns, P).to(tl.float32)
-    mean = tl.sum(dy * y, 1)
-    at = (b * length + t) * HEADS + head
-    inside = t < length
-    tl.store(means + at, mean, mask=inside)
+    score = load_column(scores, score_strides, b, t, head, real, -float("inf"))
+    value = load_rows(values, value_strides, b, start, head, real, columns, P)
+    dy = load_rows(grad_out, grad_strides, b, start, head, real, columns, P)
 
-    m_in = maximum_before(maxima, first_m, b, start, head, length, HEADS)
-    largest = tl.load(maxima + at, mask=inside, other=0.0)
-    total = tl.load(sums + at, mask=inside, other=0.0)
-    carried = tl.where(real & (segment == entering), m_in, -float("inf"))
-    entry = exp(carried - finite(largest), PRECISION)
+    at = (b * HEADS + head) * (chunks + 1) + chunk
+    w_in = tl.load(w + at * P + columns, mask=columns < P, other=0.0)
+    _, weights, entry = look_back(score, segment, tl.load(m + at), entering, CHUNK, PRECISION)
+    total = tl.sum(weights, 1) + entry * tl.load(u + at)
+    _, mean = scores_gradient(dy, value, w_in, weights, entry, total, PRECISION)
     entry = tl.div_rn(entry, tl.where(total == 0, 1.0, total))
     place = (b * HEADS + head) * chunks + chunk
     tl.store(grad_u + place, -tl.sum(entry * mean, 0))
-    tl.store(grad_w + place * P + columns, tl.sum(entry[:, None] * dy, 0), mask=columns < P)
+    tile = tl.sum(entry[:, None] * dy.to(tl.float32), 0)
+    tl.store(grad_w + place * P + columns, tile, mask=columns < P)
 
 
 @triton.jit(do_not_specialize=["length", "chunks"])
 def pass_back_kernel(
     chunk_u: tl.tensor,
     chunk_w: tl.tensor,
-    maxima: tl.tensor,
     segments: tl.tensor,
-    first_m: tl.tensor,
+    m: tl.tensor,
     last_u: tl.tensor,
     last_w: tl.tensor,
     grad_u: tl.tensor,
@@ -86,7 +84,7 @@ def pass_back_kernel(
 ) -> None:
     """Gradients of the states at the borders, from those of the last one to those of the first."""
     row = tl.program_id(0).to(tl.int64)
-    b, head = row // HEADS, row % HEADS
+    b = row // HEADS
     i = tl.arange(0, BLOCK)
     columns = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     known_columns = columns < P
@@ -95,9 +93,8 @@ def pass_back_kernel(
     w_out = tl.load(last_w + row * P + columns, mask=known_columns, other=0.0)
     tl.store(grad_u + at + chunks, u_out)
     tl.store(grad_w + (at + chunks) * P + columns, w_out, mask=known_columns)
-    end = length + b * 0
-    m_out = maximum_before(maxima, first_m, b, end, head, length, HEADS)
-    leaving = segment_before(segments, b, end, length, PACKED)
+    m_out = tl.load(m + at + chunks)
+    leaving = segment_before(segments, b, length + b * 0, length, PACKED)
     blocks = (chunks + BLOCK - 1) // BLOCK
     for step in range(blocks):
         chunk = (blocks - 1 - step) * BLOCK + i
@@ -106,21 +103,22 @@ def pass_back_kernel(
         both = known[:, None] & known_columns[None, :]
         sums = tl.load(chunk_u + here, mask=known, other=0.0)
         tile = tl.load(chunk_w + here[:, None] * P + columns[None, :], mask=both, other=0.0)
+        # Chunks past the end have nothing to pass on; they count as the last border.
+        m_in = tl.load(m + at + tl.minimum(chunk, chunks))
         start = tl.minimum(chunk.to(tl.int64) * CHUNK, length)
-        m = maximum_before(maxima, first_m, b, start, head, length, HEADS)
         segment = segment_before(segments, b, start, length, PACKED)
         # Along a segment m grows, so that no exponent is positive.
         seen = (i[:, None] <= i[None, :]) & (segment[:, None] == segment[None, :])
-        shifted = m[:, None] - finite(m)[None, :]
+        shifted = m_in[:, None] - finite(m_in)[None, :]
         weights = exp(tl.where(seen, shifted, -float("inf")), "ieee")
-        behind = tl.where(segment == leaving, m, -float("inf"))
+        behind = tl.where(segment == leaving, m_in, -float("inf"))
         through = exp(behind - finite(m_out), "ieee")
         sums = tl.sum(weights * sums[None, :], 1) + through * u_out
         tile = dot(weights, tile, "ieee") + through[:, None] * w_out[None, :]
         tl.store(grad_u + at + chunk, sums, mask=known)
         tl.store(grad_w + (at + chunk)[:, None] * P + columns[None, :], tile, mask=both)
         first = i == 0
-        m_out = tl.max(tl.where(first, m, -float("inf")), 0)
+        m_out = tl.max(tl.where(first, m_in, -float("inf")), 0)
         u_out = tl.sum(tl.where(first, sums, 0.0), 0)
         w_out = tl.sum(tl.where(first[:, None], tile, 0.0), 0)
         leaving = tl.min(segment, 0)
@@ -131,11 +129,10 @@ def grads_kernel(
     grad_out: tl.tensor,
     scores: tl.tensor,
     values: tl.tensor,
-    maxima: tl.tensor,
-    sums: tl.tensor,
-    means: tl.tensor,
     segments: tl.tensor,
-    first_m: tl.tensor,
+    m: tl.tensor,
+    u: tl.tensor,
+    w: tl.tensor,
     grad_u: tl.tensor,
     grad_w: tl.tensor,
     grad_scores: tl.tensor,
@@ -161,35 +158,32 @@ def grads_kernel(
     score = load_column(scores, score_strides, b, t, head, real, -float("inf"))
     value = load_rows(values, value_strides, b, start, head, real, columns, P)
     dy = load_rows(grad_out, grad_strides, b, start, head, real, columns, P)
-    at = (b * length + t) * HEADS + head
-    total = tl.load(sums + at, mask=real, other=0.0)
-    mean = tl.load(means + at, mask=real, other=0.0)
 
-    m_in = maximum_before(maxima, first_m, b, start, head, length, HEADS)
-    _, weights, _ = look_back(score, segment, m_in, entering, CHUNK, PRECISION)
+    at = (b * HEADS + head) * (chunks + 1) + chunk
+    w_in = tl.load(w + at * P + columns, mask=columns < P, other=0.0)
+    _, weights, entry = look_back(score, segment, tl.load(m + at), entering, CHUNK, PRECISION)
+    total = tl.sum(weights, 1) + entry * tl.load(u + at)
+    products, mean = scores_gradient(dy, value, w_in, weights, entry, total, PRECISION)
     # As shares of the largest, the weights of a long prefix stay within float16's range.
     least = tl.min(tl.where(total == 0, float("inf"), total), 0)
     least = tl.where(least == float("inf"), 1.0, least)
     share = tl.div_rn(tl.where(total == 0, 0.0, least), tl.where(total == 0, 1.0, total))
     weights *= share[:, None]
-    pull = weights * (dot(dy, tl.trans(value), PRECISION) - mean[:, None])
-    grad_score = tl.sum(pull, 0) / least
+    grad_score = tl.sum(weights * (products - mean[:, None]), 0) / least
     tile = dot(tl.trans(weights.to(dy.dtype)), dy, PRECISION) / least
 
-    end = tl.minimum(start + CHUNK, length)
-    m_out = maximum_before(maxima, first_m, b, end, head, length, HEADS)
     kept = tl.where(segment == leaving, score, -float("inf"))
-    leave = exp(kept - finite(m_out), PRECISION)
-    border = (b * HEADS + head) * (chunks + 1) + chunk + 1
-    w_out = tl.load(grad_w + border * P + columns, mask=columns < P, other=0.0)
-    through = tl.sum(value.to(tl.float32) * w_out[None, :], 1) + tl.load(grad_u + border)
+    leave = exp(kept - finite(tl.load(m + at + 1)), PRECISION)
+    w_out = tl.load(grad_w + (at + 1) * P + columns, mask=columns < P, other=0.0)
+    through = tl.sum(value.to(tl.float32) * w_out[None, :], 1) + tl.load(grad_u + at + 1)
     grad_score += leave * through
     tile += leave[:, None] * w_out[None, :]
 
+    to = (b * length + t) * HEADS + head
     inside = t < length
-    tl.store(grad_scores + at, grad_score, mask=inside)
+    tl.store(grad_scores + to, grad_score, mask=inside)
     tl.store(
-        grad_values + at[:, None] * P + columns[None, :],
+        grad_values + to[:, None] * P + columns[None, :],
         tile.to(value.dtype),
         mask=inside[:, None] & (columns < P)[None, :],
     )

@@ -117,8 +117,6 @@ def output_kernel(
     u: tl.tensor,
     w: tl.tensor,
     out: tl.tensor,
-    maxima: tl.tensor,
-    sums: tl.tensor,
     length: tl.tensor,
     chunks: tl.tensor,
     score_strides: tl.tensor,
@@ -130,7 +128,7 @@ def output_kernel(
     PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> None:
-    """Outputs of a chunk behind the state that enters it, with m and u of every position."""
+    """Outputs of a chunk behind the state that enters it."""
     b, chunk, head = locate(chunks, HEADS)
     start = chunk * CHUNK
     columns = tl.arange(0, BLOCK_P)
@@ -141,15 +139,13 @@ def output_kernel(
 
     at = (b * HEADS + head) * (chunks + 1) + chunk
     w_in = tl.load(w + at * P + columns, mask=columns < P, other=0.0)
-    largest, weights, entry = look_back(score, segment, tl.load(m + at), entering, CHUNK, PRECISION)
+    _, weights, entry = look_back(score, segment, tl.load(m + at), entering, CHUNK, PRECISION)
     total = tl.sum(weights, 1) + entry * tl.load(u + at)
     tile = dot(weights.to(value.dtype), value, PRECISION) + entry[:, None] * w_in[None, :]
     tile = tl.where(real[:, None], tl.div_rn(tile, tl.where(total == 0, 1.0, total)[:, None]), 0.0)
 
     to = (b * length + t) * HEADS + head
     inside = t < length
-    tl.store(maxima + to, largest, mask=inside)
-    tl.store(sums + to, total, mask=inside)
     tl.store(
         out + to[:, None] * P + columns[None, :],
         tile.to(value.dtype),

@@ -25,17 +25,6 @@ class PrefixState(NamedTuple):
     w: Tensor
 
 
-class Outputs(NamedTuple):
-    """Output, final state, and what the backward pass reads: ``m`` and ``u`` of every position."""
-
-    out: Tensor  # (batch, length, heads, head_dim)
-    m: Tensor
-    u: Tensor
-    w: Tensor
-    maxima: Tensor  # (batch, length, heads)
-    sums: Tensor  # (batch, length, heads)
-
-
 def empty_state(values: Tensor) -> PrefixState:
     """The state before the first of ``values`` (batch, length, heads, head_dim)."""
     dtype = torch.promote_types(values.dtype, torch.float32)
@@ -137,8 +126,31 @@ def _chunk(
     return _Chunk(value, seen, carried, real)
 
 
+class _Weights(NamedTuple):
+    """What ``t`` sees, relative to the largest score of it."""
+
+    largest: Tensor  # (batch, heads, size)
+    weights: Tensor  # (batch, heads, size, size): of position s
+    entry: Tensor  # (batch, heads, size): of the entering state
+    total: Tensor  # (batch, heads, size): their sum
+
+
+def _weigh(chunk: _Chunk, u: Tensor) -> _Weights:
+    largest = torch.maximum(chunk.scores.amax(-1), chunk.carried)
+    shift = _finite(largest)
+    weights, entry = (chunk.scores - shift[..., None]).exp(), (chunk.carried - shift).exp()
+    return _Weights(largest, weights, entry, weights.sum(-1) + entry * u[..., None])
+
+
 def _parts(length: int) -> list[slice]:
     return [slice(start, min(start + CHUNK, length)) for start in range(0, length, CHUNK)]
+
+
+def _leaving(chunk: _Chunk, u: Tensor, w: Tensor) -> PrefixState:
+    """The state behind a chunk that (its m), ``u`` and ``w`` enter."""
+    largest, weights, entry, total = (tensor[:, :, -1] for tensor in _weigh(chunk, u))
+    w = (weights[..., None, :] @ chunk.values)[:, :, 0] + entry[..., None] * w
+    return PrefixState(largest, total, w)
 
 
 def prefix_attention_chunked(
@@ -148,31 +160,23 @@ def prefix_attention_chunked(
     u: Tensor,
     w: Tensor,
     segments: Tensor | None = None,
-) -> Outputs:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The same as the recurrence, a chunk at a time; ``segments`` as ``encode_segments`` of ssd.
 
-    Computes in float32 (float64 for float64 input), whatever autocast says. Memory grows with
-    the length, not with its square.
+    Returns the output and the final state. Computes in float32 (float64 for float64 input),
+    whatever autocast says. Memory grows with the length, not with its square.
     """
     outputs = [values.new_zeros(values.shape[0], 0, *values.shape[2:])]
-    maxima, sums = [scores[:, :0]], [scores[:, :0]]
     with torch.autocast(values.device.type, enabled=False):
         for part in _parts(values.shape[1]):
             chunk = _chunk(scores, values, m, segments, part)
-            largest = torch.maximum(chunk.scores.amax(-1), chunk.carried)
-            shift = _finite(largest)
-            weights = (chunk.scores - shift[..., None]).exp()
-            entry = (chunk.carried - shift).exp()
-            total = weights.sum(-1) + entry * u[..., None]
-            numerator = weights @ chunk.values + entry[..., None] * w[:, :, None]
-            out = _divide(numerator, total)
+            _, weights, entry, total = _weigh(chunk, u)
+            out = _divide(weights @ chunk.values + entry[..., None] * w[:, :, None], total)
             if chunk.real is not None:
                 out = torch.where(chunk.real[..., None], out, 0)
-            m, u, w = largest[..., -1], total[..., -1], numerator[..., -1, :]
             outputs.append(out.transpose(1, 2).to(values.dtype))
-            maxima.append(largest.transpose(1, 2))
-            sums.append(total.transpose(1, 2))
-    return Outputs(torch.cat(outputs, 1), m, u, w, torch.cat(maxima, 1), torch.cat(sums, 1))
+            m, u, w = _leaving(chunk, u, w)
+    return torch.cat(outputs, 1), m, u, w
 
 
 def prefix_attention_chunked_backward(
@@ -181,35 +185,31 @@ def prefix_attention_chunked_backward(
     grad_w: Tensor,
     scores: Tensor,
     values: Tensor,
-    initial_m: Tensor,
+    m: Tensor,
+    u: Tensor,
+    w: Tensor,
     segments: Tensor | None,
-    out: Tensor,
-    maxima: Tensor,
-    sums: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of scores, values, and of u and w of the initial state, from last chunk to first.
-
-    ``out``, ``maxima`` and ``sums`` are those of the forward pass.
-    """
-    dtype = maxima.dtype
+    """Gradients of scores, values, initial u and initial w, from the last chunk to the first."""
     d_scores, d_values = [scores[:, :0]], [values[:, :0]]
+    parts, states = _parts(values.shape[1]), [PrefixState(m, u, w)]
     with torch.autocast(values.device.type, enabled=False):
-        for part in reversed(_parts(values.shape[1])):
-            m = maxima[:, part.start - 1] if part.start else initial_m
+        for part in parts[:-1]:
+            m, u, w = states[-1]
+            states.append(_leaving(_chunk(scores, values, m, segments, part), u, w))
+        for part, (m, u, w) in zip(reversed(parts), reversed(states), strict=False):
             chunk = _chunk(scores, values, m, segments, part)
-            shift = _finite(maxima[:, part].transpose(1, 2))
-            total = sums[:, part].transpose(1, 2)
-            inverse = torch.where(total != 0, 1 / torch.where(total != 0, total, 1), 0)
-            weights = (chunk.scores - shift[..., None]).exp()
-            entry = (chunk.carried - shift).exp()
+            _, weights, entry, total = _weigh(chunk, u)
             leaving, through = weights[..., -1, :], entry[..., -1]
-            dy = grad_out[:, part].transpose(1, 2).to(dtype)
+            dy = grad_out[:, part].transpose(1, 2).to(m.dtype)
             if chunk.real is not None:
                 dy = torch.where(chunk.real[..., None], dy, 0)
-            mean = (dy * out[:, part].transpose(1, 2).to(dtype)).sum(-1)
-
+            inverse = torch.where(total != 0, 1 / torch.where(total != 0, total, 1), 0)
             weights, entry = weights * inverse[..., None], entry * inverse
-            pull = weights * (dy @ chunk.values.mT - mean[..., None])
+
+            products = dy @ chunk.values.mT
+            mean = (weights * products).sum(-1) + entry * (dy @ w[..., None])[..., 0]
+            pull = weights * (products - mean[..., None])
             exit_ = (chunk.values * grad_w[:, :, None]).sum(-1) + grad_u[..., None]
             d_scores.append((pull.sum(-2) + leaving * exit_).transpose(1, 2))
             d_value = weights.mT @ dy + leaving[..., None] * grad_w[:, :, None]

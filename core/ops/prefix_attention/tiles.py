@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from core.ops.ssd.tiles import exp
+from core.ops.ssd.tiles import dot, exp
 
 
 @triton.jit
@@ -57,21 +57,6 @@ def load_column(
 
 
 @triton.jit
-def maximum_before(
-    maxima: tl.tensor,
-    first: tl.tensor,
-    b: tl.tensor,
-    t: tl.tensor,
-    head: tl.tensor,
-    length: tl.tensor,
-    HEADS: tl.constexpr,
-) -> tl.tensor:
-    """m of the state that enters position ``t``, at most ``length``: ``first`` at position 0."""
-    before = tl.load(maxima + (b * length + t - 1) * HEADS + head, mask=t > 0, other=0.0)
-    return tl.where(t > 0, before, tl.load(first + b * HEADS + head))
-
-
-@triton.jit
 def segment_before(
     segments: tl.tensor, b: tl.tensor, t: tl.tensor, length: tl.tensor, PACKED: tl.constexpr
 ) -> tl.tensor:
@@ -81,3 +66,23 @@ def segment_before(
         code = tl.load(segments + b * length + t - 1, mask=t > 0, other=0)
         segment = tl.where(code < 0, -1 - code, code)
     return segment
+
+
+@triton.jit
+def scores_gradient(
+    dy: tl.tensor,
+    value: tl.tensor,
+    w_in: tl.tensor,
+    weights: tl.tensor,
+    entry: tl.tensor,
+    total: tl.tensor,
+    PRECISION: tl.constexpr,
+) -> tl.tensor:
+    """``dy_t . v_r`` (rows, columns), and ``mean_t = dy_t . y_t`` from the same numbers.
+
+    The stored y, rounded to half precision, would leave its rounding where the two cancel.
+    """
+    products = dot(dy, tl.trans(value), PRECISION)
+    carried = tl.sum(dy.to(tl.float32) * w_in[None, :], 1)
+    mean = tl.sum(weights * products, 1) + entry * carried
+    return products, tl.div_rn(mean, tl.where(total == 0, 1.0, total))

@@ -210,7 +210,6 @@ def test_opcheck(packed):
     inputs = draw(1, 70, 2, 16, dtype=torch.float32, device="cuda")
     leaves = [tensor.requires_grad_(name != "m") for name, tensor in inputs.items()]
     segments = torch.tensor([[0] * 30 + [1] * 39 + [-2]], dtype=torch.int32, device="cuda")
-    # Two launches of the same kernel agree bit for bit; no looser than for the plain version.
     torch.library.opcheck(
         torch.ops.longspan.prefix_attention.default, (*leaves, segments if packed else None)
     )
