@@ -1,5 +1,7 @@
 """Positions in attention on Bach's chorales: relative by skewing, rotary, sinusoidal, none.
 
+Aaren too: attention without positions whose query is learned.
+
     python benchmarks/timeseries/chorale_positions.py --out chorale_positions.json
 
 The same model (two layers of attention and MLP, width 64, 4 heads), data (music21's corpus, split
@@ -30,18 +32,20 @@ from torch import Tensor, nn
 
 from core.backbone import MLP, Backbone
 from core.jobs.optim import Optimisation
-from core.mixers import Attention, RelativeAttention
+from core.mixers import Aaren, Attention, RelativeAttention
 from timeseries.data.chorales import ChoraleSequences
 from timeseries.models import EventModel
 from timeseries.tasks import EventModelling
 
 DIM, HEADS, LAYERS, DISTANCE = 64, 4, 2, 256
+DEFAULT = ["relative", "rotary", "sinusoidal", "none"]
 
 ATTENTION: dict[str, Callable[[int], nn.Module]] = {
     "relative": lambda dim: RelativeAttention(dim, heads=HEADS, max_distance=DISTANCE),
     "rotary": lambda dim: Attention(dim, heads=HEADS),
     "sinusoidal": lambda dim: Attention(dim, heads=HEADS, rotary_base=None),
     "none": lambda dim: Attention(dim, heads=HEADS, rotary_base=None),
+    "aaren": lambda dim: Aaren(dim, heads=HEADS),
 }
 
 
@@ -94,7 +98,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--positions", nargs="+", choices=ATTENTION, default=list(ATTENTION))
+    parser.add_argument("--positions", nargs="+", choices=ATTENTION, default=DEFAULT)
     given = parser.parse_args()
     import music21
 

@@ -32,6 +32,7 @@ def figure(table: pl.DataFrame) -> Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--configs", nargs="+", default=CONFIGS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
@@ -40,7 +41,7 @@ def main() -> None:
             {"model": name, "seed": seed},
             ("--config", f"timeseries/configs/{name}.yaml", "--seed_everything", str(seed)),
         )
-        for name in CONFIGS
+        for name in given.configs
         for seed in given.seeds
     ]
     table = run_study("timeseries", "classification", trials, given.out, figure)

@@ -17,6 +17,7 @@ DIM, LENGTH = 32, 21
 
 # Beside each mixer's defaults, the options whose arithmetic takes another path.
 OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "Aaren": [{"heads": 2}],
     "Attention": [
         {"heads": 4, "kv_heads": 2},
         {"pattern": SlidingWindow(5)},
