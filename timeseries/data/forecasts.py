@@ -48,7 +48,7 @@ class ForecastWindows(RecordDataModule):
         protocol: look-back, horizon, borders and scale.
         policies: what becomes of gaps, duplicates and other flaws.
         origins: what ``predict`` forecasts from: the ``end`` of each series, or every origin of the
-            ``test`` span.
+            ``test`` or ``val`` span.
         batch_size: windows in a batch.
         num_workers: processes that make them.
     """
@@ -74,7 +74,7 @@ class ForecastWindows(RecordDataModule):
         frequency: str | None = None,
         protocol: Protocol = Protocol(),  # noqa: B008  # read only
         policies: Policies = Policies(),  # noqa: B008  # read only
-        origins: Literal["end", "test"] = "end",
+        origins: Literal["end", "test", "val"] = "end",
         batch_size: int = 32,
         num_workers: int = 0,
     ) -> None:
@@ -96,9 +96,9 @@ class ForecastWindows(RecordDataModule):
 
     def series(self, path: Path) -> list[Series]:
         """The series of a table that have room for a window."""
-        return check_length(self._read(path), self.protocol, self.policies.short == "skip")
+        return check_length(self.all_series(path), self.protocol, self.policies.short == "skip")
 
-    def _read(self, path: Path) -> list[Series]:
+    def all_series(self, path: Path) -> list[Series]:
         """All series of a table; read once."""
         self.protocol.check()
         if path not in self.kept:
@@ -118,7 +118,7 @@ class ForecastWindows(RecordDataModule):
             for one in series:
                 self.protocol.spans(one)  # impossible borders end a command before its run begins
         elif self.predict_path is not None:
-            series = self._read(self.predict_path)
+            series = self.all_series(self.predict_path)
         else:
             raise UsageError("data.path is not given; name a CSV or Parquet table")
         one = series[0]
@@ -201,14 +201,16 @@ class ForecastWindows(RecordDataModule):
         if self.fitted is None:
             raise UsageError("predict needs --ckpt_path, or data.path to take the scale from")
         if self.origins == "end":
-            series = self._read(path)
+            series = self.all_series(path)
             if self.policies.short == "fail":
                 check_length(series, self.protocol, skip=False, ahead=False)
             self._check_ahead(series, path)
             origins = [range(len(one), len(one) + 1) for one in series]
         else:
             series = self.series(path)
-            origins = [self.protocol.origins(self.protocol.spans(one)["test"]) for one in series]
+            origins = [
+                self.protocol.origins(self.protocol.spans(one)[self.origins]) for one in series
+            ]
         self._check(series, path)
         return ForecastRecords(series, origins, self.protocol)
 
