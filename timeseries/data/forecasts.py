@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
@@ -96,7 +97,8 @@ class ForecastWindows(RecordDataModule):
 
     def series(self, path: Path) -> list[Series]:
         """The series of a table that have room for a window."""
-        return check_length(self.all_series(path), self.protocol, self.policies.short == "skip")
+        skip = self.policies.short == "skip"
+        return check_length(self.all_series(path), self.protocol, path, skip)
 
     def all_series(self, path: Path) -> list[Series]:
         """All series of a table; read once."""
@@ -133,18 +135,44 @@ class ForecastWindows(RecordDataModule):
             "season": calendar.season(one.frequency),
         }
 
+    def check_input(self, stage: str, task: LightningModule) -> None:
+        self._check_reads_time(task)
+        if stage == "predict":
+            self.setup(stage)
+            self.predict_records()
+            return
+        path = self._required_path(stage)
+        series = self.series(path)
+        if self.fitted is not None:
+            self._check(series, path)
+        for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]:
+            self._check_room(series, split)
+
     def setup(self, stage: str) -> None:
-        if self.covariates and self.trainer is not None:
-            _check_reads_time(self.trainer.lightning_module)
+        if self.trainer is not None:
+            self._check_reads_time(self.trainer.lightning_module)
         elsewhere = stage == "predict" and self.predict_path is not None
         if elsewhere and (self.fitted is not None or self.path is None):
             return
-        if self.path is None:
-            raise UsageError(f"{stage} needs data.path, a CSV or Parquet table of series")
-        series = self.series(self.path)
+        path = self._required_path(stage)
+        series = self.series(path)
         if self.fitted is None:
             self.fitted = fit(series, self.protocol, self.covariates)
-        self._check(series, self.path)
+        self._check(series, path)
+
+    def _required_path(self, stage: str) -> Path:
+        if self.path is None:
+            raise UsageError(f"{stage} needs data.path, a CSV or Parquet table of series")
+        return self.path
+
+    def _check_reads_time(self, task: LightningModule) -> None:
+        """Raises UsageError for a model that would drop covariates without a word."""
+        model = getattr(task, "model", task)
+        if self.covariates and not getattr(model, "reads_time", False):
+            raise UsageError(
+                f"{type(model).__name__} does not read covariates; leave out data.known, "
+                "data.observed and data.static, or take a model that does, such as Informer"
+            )
 
     def _check(self, series: Sequence[Series], path: Path) -> None:
         """Raises DataError if the series of ``path`` are not as in training."""
@@ -157,13 +185,16 @@ class ForecastWindows(RecordDataModule):
         """All windows of a split. Raises DataError if it has room for none."""
         assert self.path is not None
         assert self.fitted is not None
-        windows = Windows(self.series(self.path), self.fitted, self.protocol, split)
-        if not len(windows):
+        series = self.series(self.path)
+        self._check_room(series, split)
+        return Windows(series, self.fitted, self.protocol, split)
+
+    def _check_room(self, series: Sequence[Series], split: str) -> None:
+        if not any(self.protocol.origins(self.protocol.spans(one)[split]) for one in series):
             raise DataError(
                 f"{self.path}: the {split} span has no room for a horizon of "
                 f"{self.protocol.horizon}; move the borders in data.protocol"
             )
-        return windows
 
     def train_dataloader(self) -> DataLoader:
         return ResumableLoader(
@@ -203,7 +234,7 @@ class ForecastWindows(RecordDataModule):
         if self.origins == "end":
             series = self.all_series(path)
             if self.policies.short == "fail":
-                check_length(series, self.protocol, skip=False, ahead=False)
+                check_length(series, self.protocol, path, skip=False, ahead=False)
             self._check_ahead(series, path)
             origins = [range(len(one), len(one) + 1) for one in series]
         else:
@@ -326,16 +357,6 @@ def _table(record: Record, key: str, columns: Sequence[str], rows: int) -> NDArr
         names = ", ".join(columns)
         raise SkipRecord(f"{key} must be {rows} rows of one finite number for each of {names}")
     return found
-
-
-def _check_reads_time(task: Any) -> None:
-    """Raises UsageError for a model that would drop covariates without a word."""
-    model = getattr(task, "model", task)
-    if not getattr(model, "reads_time", False):
-        raise UsageError(
-            f"{type(model).__name__} does not read covariates; leave out data.known, data.observed "
-            "and data.static, or take a model that does, such as Informer"
-        )
 
 
 def _unchanged(batch: Any) -> Any:
