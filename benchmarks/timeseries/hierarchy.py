@@ -19,7 +19,11 @@ from timeseries.hierarchical import METHODS, aggregate, reconcile
 
 SAMPLE = "timeseries/samples/household_power.parquet"
 METERS = ("sub_metering_1", "sub_metering_2", "sub_metering_3")
-MODELS = ("dlinear", "patchtsmixer")
+BATCH, STRIDE = "--data.init_args.batch_size", "--data.init_args.protocol.stride"
+MODELS = {
+    "dlinear": (BATCH, "256", "--trainer.max_epochs", "5"),
+    "patchtsmixer": (BATCH, "64", STRIDE, "8", "--trainer.max_epochs", "2"),
+}
 
 
 def meters() -> pl.DataFrame:
@@ -32,14 +36,14 @@ def meters() -> pl.DataFrame:
 
 
 def trial(model: str, seed: int, folder: Path) -> pl.DataFrame:
-    data, horizon = "--data.init_args", 24
+    data = "--data.init_args"
     fit = job(
         "timeseries",
         [
             *("fit", "--config", f"timeseries/configs/{model}.yaml"),
             *("--seed_everything", str(seed), f"{data}.path", str(folder / "levels.parquet")),
-            *(f"{data}.time", "ds", f"{data}.series", "unique_id", f"{data}.batch_size", "256"),
-            *(f"{data}.protocol.horizon", str(horizon), "--trainer.max_epochs", "5"),
+            *(f"{data}.time", "ds", f"{data}.series", "unique_id"),
+            *(f"{data}.protocol.horizon", "24", *MODELS[model]),
         ],
     )
     assert fit.folder is not None
@@ -54,7 +58,7 @@ def trial(model: str, seed: int, folder: Path) -> pl.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("folder", type=Path)
     given = parser.parse_args()

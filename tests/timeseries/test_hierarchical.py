@@ -273,6 +273,21 @@ def test_forecasts_of_another_file_from_its_end(server: Server, run: str) -> Non
     assert not (server.folder / "end" / "errors_by_level.csv").exists()
 
 
+def test_a_model_that_is_not_trained(server: Server, run: str) -> None:
+    """Seasonal naive forecasts of series that add up do so as well, and stay what they are."""
+    words = ["--config", str(ROOT / "timeseries/configs/seasonal_naive.yaml"), "--out", "naive"]
+    words += [f"{DATA}.path", "levels.parquet", f"{DATA}.time", "ds", f"{DATA}.series", "unique_id"]
+    words += [f"{DATA}.protocol.lookback", "48", f"{DATA}.protocol.horizon", str(HORIZON)]
+    given = ("--hierarchy", "meters.csv", "--levels", "total", "kind", "--methods", "ols")
+    code, said = server.run("reconcile", *given, *words)
+    assert code == 0, said
+    rows = pl.read_parquet(server.folder / "naive" / "reconciled.parquet")
+    assert np.allclose(rows["ols"], rows["forecast"], atol=1e-5)
+    table = pl.read_csv(server.folder / "naive" / "errors_by_level.csv")
+    mse = table.filter(level="all")["mse"]
+    assert np.allclose(mse, mse[0], rtol=1e-6)
+
+
 def bad_hierarchy(server: Server, name: str, rows: list[str]) -> str:
     (server.folder / name).write_text("\n".join(["unique_id,kind", *rows]) + "\n")
     return name
