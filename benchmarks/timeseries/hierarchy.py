@@ -52,7 +52,9 @@ def trial(model: str, seed: int, folder: Path) -> pl.DataFrame:
     words += ["--hierarchy", str(folder / "meters.parquet"), "--methods", *METHODS]
     reconcile(words)
     table = pl.read_csv(out / "errors_by_level.csv")
-    return table.select(pl.lit(model).alias("model"), pl.lit(seed).alias("seed"), pl.all())
+    return table.select(
+        pl.lit(model).alias("model"), pl.lit(seed, pl.Int64).alias("seed"), pl.all()
+    )
 
 
 def main() -> None:
