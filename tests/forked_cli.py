@@ -76,6 +76,7 @@ def serve() -> None:
 
     import core.jobs.cli  # noqa: F401
     from core.jobs import front
+    from timeseries.__main__ import MORE
 
     for line in sys.stdin:
         question = json.loads(line)
@@ -85,7 +86,7 @@ def serve() -> None:
                 with open(f"{os.getpid()}.log", "w") as log:
                     os.dup2(log.fileno(), 1)
                     os.dup2(log.fileno(), 2)
-                code = front.main("toys", "Toys.", question["run"])
+                code = front.main("toys", "Toys.", question["run"], MORE)
                 sys.stdout.flush()
                 os._exit(code)
             answer = pid

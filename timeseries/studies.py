@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import polars as pl
@@ -52,7 +52,7 @@ def compare(arguments: Sequence[str]) -> None:
         for seed in (given.seeds if trains(Path(config)) else given.seeds[:1])
     ]
     table = run_study("timeseries", "compare", trials, Path(given.out), comparison_figure)
-    _print(summary(table, [k for k in ("horizon", "model") if k in table.columns]))
+    print_table(summary(table, [k for k in ("horizon", "model") if k in table.columns]))
 
 
 def backtest(arguments: Sequence[str]) -> None:
@@ -86,16 +86,20 @@ def backtest(arguments: Sequence[str]) -> None:
         labels = {"model": Path(given.config).stem, "fold": fold, "test_end": end}
         trials.append(Trial(labels, ("--config", given.config, *rest, *keys), train))
     table = run_study("timeseries", "backtest", trials, Path(given.out), backtest_figure)
-    _print(table.select("fold", "test_end", *_BARS, "mase", "mse_seasonal_naive"))
+    print_table(table.select("fold", "test_end", *_BARS, "mase", "mse_seasonal_naive"))
 
 
 def trains(config: Path) -> bool:
     """Whether a config has a trainer section: what has none is used as it is built."""
+    return "trainer" in _sections(config)
+
+
+def _sections(config: Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(config.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise UsageError(f"config {config} cannot be read: {str(error).splitlines()[0]}") from error
-    return isinstance(settings, dict) and "trainer" in settings
+    return settings if isinstance(settings, dict) else {}
 
 
 def _settings(config: str, overlay: str | None) -> tuple[str, ...]:
@@ -116,17 +120,22 @@ def _seed(seed: int) -> tuple[str, str]:
 
 def _rows(config: str, rest: Sequence[str]) -> tuple[int, int]:
     """Rows of the shortest series, and the horizon, that the arguments describe."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("-c", "--config", action="config")
-    parser.add_subclass_arguments(ForecastWindows, "data")
-    section = yaml.safe_load(Path(config).read_text()).get("data")
-    if section is None:
-        raise UsageError(f"{config}: has no data section")
-    keys = [word for word in _joined(rest) if word.startswith("--data")]
-    data = parser.instantiate(parser.parse_args([f"--data={yaml.safe_dump(section)}", *keys])).data
+    data = data_module(config, rest)
     if data.path is None:
         raise UsageError("backtest needs --data.init_args.path, a table of series")
     return min(len(one) for one in data.series(data.path)), data.protocol.horizon
+
+
+def data_module(config: str, rest: Sequence[str]) -> ForecastWindows:
+    """What the data section of a config and further arguments describe."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("-c", "--config", action="config")
+    parser.add_subclass_arguments(ForecastWindows, "data")
+    section = _sections(Path(config)).get("data")
+    if section is None:
+        raise UsageError(f"{config}: has no data section")
+    keys = [word for word in _joined(rest) if word.startswith("--data")]
+    return parser.instantiate(parser.parse_args([f"--data={yaml.safe_dump(section)}", *keys])).data
 
 
 def _joined(words: Sequence[str]) -> list[str]:
@@ -149,7 +158,7 @@ def summary(table: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
     return found.sort(*order, "mse")
 
 
-def _print(table: pl.DataFrame) -> None:
+def print_table(table: pl.DataFrame) -> None:
     with pl.Config(
         tbl_rows=-1, tbl_cols=-1, tbl_hide_column_data_types=True, tbl_hide_dataframe_shape=True
     ):

@@ -181,6 +181,7 @@ class JobCLI(LightningCLI):
         registers = self.command == "fit" and options.tracking.register_model
         if self.command == "predict" or registers:
             self._require_records()
+        self._check_input(options.ckpt_path)
         given = options.trainer
         terminal = sys.stderr.isatty()
         callbacks = list(given.callbacks or [])
@@ -204,6 +205,13 @@ class JobCLI(LightningCLI):
             enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
             **quiet,
         )
+
+    def _check_input(self, checkpoint: str | None) -> None:
+        """Let bad data end the command before a run is opened for it."""
+        if isinstance(self.datamodule, RecordDataModule):
+            if checkpoint is not None:
+                load_data_state(self.datamodule, runs.find_checkpoint(Path(checkpoint))[0])
+            self.datamodule.check_input(self.command, self.model)
 
     def _require_records(self) -> None:
         if not isinstance(self.datamodule, RecordDataModule):

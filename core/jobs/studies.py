@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -48,7 +49,7 @@ def run_study(
     table of other labels.
     """
     done = _read(table, trials)
-    with _parent(domain, name) as log:
+    with parent_run(domain, name) as log:
         for number, trial in enumerate(trials, start=1):
             if done is not None and not done.filter(_is(trial)).is_empty():
                 continue
@@ -100,8 +101,11 @@ def _run(domain: str, trial: Trial) -> dict[str, str | int | float]:
 
 
 @contextmanager
-def _parent(domain: str, name: str) -> Iterator[Callable[[Path, Figure], None]]:
-    """A run that is the parent of all that are made within; yields what logs its artifacts."""
+def parent_run(
+    domain: str, name: str, params: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Callable[..., None]]:
+    """A run that is the parent of all that are made within; yields what logs its table, its figure
+    and metrics."""
     from mlflow.tracking import MlflowClient
 
     config = tracking.TrackingConfig()
@@ -114,7 +118,14 @@ def _parent(domain: str, name: str) -> Iterator[Callable[[Path, Figure], None]]:
     client, state, before = MlflowClient(uri), "FAILED", os.environ.get("MLFLOW_RUN_ID")
     os.environ["MLFLOW_RUN_ID"] = run_id
 
-    def log(table: Path, figure: Figure) -> None:
+    for key, value in params.items():
+        client.log_param(run_id, key, value)
+
+    def log(
+        table: Path, figure: Figure, metrics: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
+        for key, value in metrics.items():
+            client.log_metric(run_id, key, value)
         client.log_artifact(run_id, str(table))
         client.log_figure(run_id, figure, f"plots/{name}.png")
 

@@ -45,7 +45,10 @@ def read_table(path: Path, columns: Iterable[str]) -> pl.DataFrame:
         raise DataError(f"{path}: cannot be read as a {kind} table: {reason}") from error
     missing = sorted(set(columns) - set(table.columns))
     if missing:
-        raise DataError(f"{path}: no column {missing[0]!r}; it has {', '.join(table.columns[:8])}")
+        has = ", ".join(table.columns[:8])
+        raise DataError(
+            f"{path}: no column {missing[0]!r}; it has {has}; add it, or correct a name"
+        )
     if table.is_empty():
         raise DataError(f"{path}: the table has no rows")
     return table

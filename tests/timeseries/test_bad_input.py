@@ -85,6 +85,11 @@ def one_error(output: str) -> str:
     return line
 
 
+def nothing_left(folder: Path) -> None:
+    """Neither a run's folder nor rows: only what the test put there."""
+    assert {file.name for file in folder.iterdir()} <= {"x.csv", "x.yaml", "next.csv"}
+
+
 def changed(*places: tuple[int, str]) -> Callable[[Path], None]:
     """The table with other rows at some places; an empty text leaves one out."""
 
@@ -117,7 +122,7 @@ BAD = {
     "ragged": (changed((7, "a,b,c,d")), ": cannot be read as a csv table"),
     "column missing": (
         put(table(ROWS, "unique_id,ds,load")),
-        ": no column 'y'; it has unique_id, ds, load; name data.targets",
+        ": no column 'y'; it has unique_id, ds, load; ",
     ),
     "unsorted": (
         changed((3, ROWS[3]), (4, ROWS[2])),
@@ -144,8 +149,14 @@ BAD = {
         changed((8, "a,2024-01-01 07:00,"), (200, ROWS[199].rpartition(",")[0] + ",nan")),
         " row 8: 'a': no y at 2024-01-01 07:00:00; set data.policies.missing (2 such rows)",
     ),
-    "infinite": (changed((8, "a,2024-01-01 07:00,-inf")), " row 8: y is infinite"),
-    "not a number": (changed((8, "a,2024-01-01 07:00,1;5")), " row 8: y '1;5' is not a number"),
+    "infinite": (
+        changed((8, "a,2024-01-01 07:00,-inf")),
+        " row 8: y is infinite; correct it, or leave the cell empty",
+    ),
+    "not a number": (
+        changed((8, "a,2024-01-01 07:00,1;5")),
+        " row 8: y '1;5' is not a number; correct it, or leave the cell empty",
+    ),
     "mixed frequency": (
         put(
             table([*ROWS[:120], *(row for row in ROWS[120:] if row.split()[1][:2] in ("00", "12"))])
@@ -163,10 +174,37 @@ def test_bad_data_is_one_line_and_leaves_nothing(
     code, output = fit(server, folder)
     assert code == 3, output
     assert f"{folder / 'x.csv'}{message}" in one_error(output)
-    assert not (folder / "runs").exists()
+    nothing_left(folder)
 
 
-@pytest.mark.parametrize("flaw", ["empty", "column missing", "gap", "infinite"])
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_bad_data_with_known_sizes_leaves_nothing(
+    server: Server, folder: Path, run: str, command: str
+) -> None:
+    """A run's own configuration has no size left for which the data had to be read."""
+    spoil, message = BAD["duplicate"]
+    spoil(folder / "x.csv")
+    model = ["--config", f"{run}/config.yaml"] if command == "fit" else ["--ckpt_path", run]
+    other = f"{DATA}.path={folder / 'x.csv'}"
+    code, output = server.run(command, *model, other, *tracking(server, folder))
+    assert code == 3, output
+    assert f"{folder / 'x.csv'}{message}" in one_error(output)
+    nothing_left(folder)
+
+
+def test_spans_without_room_leave_nothing(server: Server, folder: Path) -> None:
+    borders = [f"{DATA}.protocol.train_end=110", f"{DATA}.protocol.val_end=113"]
+    code, output = fit(server, folder, *borders)
+    assert code == 3, output
+    expected = f"{folder / 'x.csv'}: the val span has no room for a horizon of 6; move the borders"
+    assert expected in one_error(output)
+    nothing_left(folder)
+
+
+@pytest.mark.parametrize(
+    "flaw",
+    ["empty", "column missing", "unsorted", "duplicate", "gap", "empty value", "infinite"],
+)
 def test_bad_data_at_predict_leaves_nothing(
     server: Server, folder: Path, run: str, flaw: str
 ) -> None:
@@ -174,11 +212,8 @@ def test_bad_data_at_predict_leaves_nothing(
     spoil(folder / "next.csv")
     code, output = predict(server, folder, run)
     assert code == 3, output
-    expected = message.replace("; name data.targets", "")  # they are those of training
-    assert f"{folder / 'next.csv'}{expected}" in one_error(output)
-    assert not (folder / "out.csv").exists()
-    with pytest.raises(Exception, match="out"):
-        load_predictions(folder / "out")
+    assert f"{folder / 'next.csv'}{message}" in one_error(output)
+    nothing_left(folder)
 
 
 COVARIATE_ROWS = [f"{row},{(5 * i) % 17},{row[0]}" for i, row in enumerate(ROWS)]
@@ -226,7 +261,35 @@ def test_covariates_to_a_forecast(server: Server, folder: Path, covariate_run: s
     assert (found[0]["forecast"] != found[1]["forecast"]).all()
 
 
+def with_price(place: int, price: str) -> list[str]:
+    """The table of covariates with another price in one row."""
+    rows = list(COVARIATE_TABLE)
+    first, _, kind = rows[place - 1].rsplit(",", 2)
+    rows[place - 1] = f"{first},{price},{kind}"
+    return rows
+
+
 COVARIATE_FLAWS = {
+    "price not a number ahead": (
+        with_price(124, "NaN"),
+        COVARIATES,
+        " row 124: 'a': no price at 2024-01-06 03:00:00, after the last target; give every known",
+    ),
+    "infinite price ahead": (
+        with_price(124, "inf"),
+        COVARIATES,
+        " row 124: price is infinite; correct it, or leave the cell empty",
+    ),
+    "no price before": (
+        with_price(7, ""),
+        COVARIATES,
+        " row 7: 'a': no price at 2024-01-01 06:00:00; set data.policies.missing",
+    ),
+    "known column missing": (
+        [",".join(row.split(",")[:3] + row.split(",")[4:]) for row in COVARIATE_TABLE],
+        f"{HEADER},kind",
+        ": no column 'price'; it has unique_id, ds, y, kind; add it, or correct a name",
+    ),
     "no price ahead": (
         [row.replace(",,3,", ",,,") for row in COVARIATE_TABLE],
         COVARIATES,
@@ -260,7 +323,18 @@ def test_bad_covariates(
     code, output = predict(server, folder, covariate_run)
     assert code == 3, output
     assert f"{folder / 'next.csv'}{message}" in one_error(output)
-    assert not (folder / "out.csv").exists()
+    nothing_left(folder)
+
+
+@pytest.mark.parametrize("flaw", ["price not a number ahead", "infinite price ahead"])
+def test_bad_covariates_are_not_trained_on(server: Server, folder: Path, flaw: str) -> None:
+    rows, header, message = COVARIATE_FLAWS[flaw]
+    (folder / "x.csv").write_text(table(rows, header))
+    informer = ["--model.init_args.model", "timeseries.models.Informer"]
+    code, output = fit(server, folder, *COVARIATE_KEYS, *informer)
+    assert code == 3, output
+    assert f"{folder / 'x.csv'}{message}" in one_error(output)
+    nothing_left(folder)
 
 
 def test_a_model_that_does_not_read_covariates_says_so(server: Server, folder: Path) -> None:
@@ -278,6 +352,7 @@ def test_a_model_that_does_not_read_covariates_says_so(server: Server, folder: P
         code, output = server.run(command, *given, *more)
         assert code == 2, output
         assert f"{name} does not read covariates; leave out data.known" in output
+        nothing_left(folder)
 
 
 LENGTHS = "are shorter than look-back"
@@ -294,29 +369,47 @@ def test_short_series(server: Server, folder: Path, rows: list[str], message: st
     (folder / "x.csv").write_text(table(rows))
     code, output = fit(server, folder)
     assert code == 3, output
-    assert message in one_error(output)
-    assert not (folder / "runs").exists()
+    line = one_error(output)
+    assert line.startswith(f"error: {folder / 'x.csv'}: ")
+    assert message in line
+    nothing_left(folder)
 
 
 def test_short_series_are_left_out_if_asked(server: Server, folder: Path) -> None:
     (folder / "x.csv").write_text(table([*ROWS, *(f"s,{t},1" for t in HOURS[:29])]))
     code, output = fit(server, folder, f"{DATA}.policies.short", "skip")
     assert code == 0, output
-    assert "warning: 1 of 3 series are shorter than look-back + horizon = 30, first 's'" in output
+    said = "1 of 3 series are shorter than look-back + horizon = 30, first 's' with 29"
+    assert f"warning: {folder / 'x.csv'}: {said}; they are skipped" in output
+
+
+def test_short_series_have_no_forecast_if_asked(server: Server, folder: Path, run: str) -> None:
+    """Shorter than the look-back: all of the file is refused, or that series has a reason."""
+    (folder / "next.csv").write_text(table([*ROWS[:23], *ROWS[120:]]))
+    code, output = predict(server, folder, run)
+    assert code == 3, output
+    said = f"1 of 2 series {LENGTHS} = 24, first 'a' with 23; shorten data.protocol, or set"
+    assert f"{folder / 'next.csv'}: {said}" in one_error(output)
+    nothing_left(folder)
+    code, output = predict(server, folder, run, f"{DATA}.policies.short", "skip")
+    assert code == 0, output
+    rows = load_predictions(folder / "out").collect()
+    assert rows["series"].to_list() == [None] + ["b"] * 6
+    assert rows["reason"][0] == "23 values, fewer than the look-back of 24"
 
 
 def test_files_unlike_training(server: Server, folder: Path, run: str) -> None:
     daily = [f"a,2024-02-{day:02d},1" for day in range(1, 29)]
     for rows, message in (
-        (daily, "series 'a' has steps of 1d; the model was trained on steps of 1h"),
-        ([f"a,{h},1" for h in range(40)], "series 'a' has steps of None; the model was trained"),
+        (daily, "series 'a' has steps of 1d; the model was trained on steps of 1h; bring"),
+        ([f"a,{h},1" for h in range(40)], "series 'a' has numbered rows; the model was trained on"),
         (ROWS[:23], f"1 of 1 series {LENGTHS} = 24, first 'a' with 23"),
     ):
         (folder / "next.csv").write_text(table(rows))
         code, output = predict(server, folder, run)
         assert code == 3, output
-        assert message in one_error(output)
-        assert not (folder / "out.csv").exists()
+        assert f"error: {folder / 'next.csv'}: {message}" in one_error(output)
+        nothing_left(folder)
 
 
 def test_good_data_is_predicted(server: Server, folder: Path, run: str) -> None:
@@ -356,7 +449,7 @@ def test_bad_settings(server: Server, folder: Path, options: list[str], message:
     code, output = fit(server, folder, f"{DATA}.{options[0]}", options[1])
     assert code == 2, output
     assert message in one_error(output)
-    assert not (folder / "runs").exists()
+    nothing_left(folder)
 
 
 @pytest.mark.parametrize("kind", ["yaml", "option"])

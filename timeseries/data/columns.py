@@ -14,6 +14,7 @@ from timeseries.data.covariates import Value
 
 _DATES = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 WHOLE = r"^-?\d+$"
+_INFINITE = "is infinite; correct it, or leave the cell empty"
 _NO_NUMBER = ["", "nan", "na", "?"]
 
 
@@ -103,9 +104,9 @@ def numbers_of(column: pl.Series, path: Path) -> NDArray[np.float64]:
     missing = np.isnan(values)
     if column.dtype == pl.String and missing.any():
         unread = ~raw.str.to_lowercase().is_in(_NO_NUMBER).fill_null(True).to_numpy()
-        what = "is not a number"
+        what = "is not a number; correct it, or leave the cell empty"
         refuse(path, number, missing & unread, lambda i: f"{column.name} {column[i]!r} {what}")
-    refuse(path, number, np.isinf(values), lambda _: f"{column.name} is infinite")
+    refuse(path, number, np.isinf(values), lambda _: f"{column.name} {_INFINITE}")
     return values
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
@@ -240,6 +241,11 @@ class EventSequences(RecordDataModule):
     def model_facts(self) -> dict[str, int]:
         """The number of types."""
         return {"types": len(self._all_types())}
+
+    def check_input(self, stage: str, task: LightningModule) -> None:
+        self.setup(stage)
+        if stage == "predict":
+            self.predict_records()
 
     def setup(self, stage: str) -> None:
         if self.types is None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
@@ -47,8 +48,8 @@ class ForecastWindows(RecordDataModule):
         frequency: step of the stamps such as ``1h``; null infers it.
         protocol: look-back, horizon, borders and scale.
         policies: what becomes of gaps, duplicates and other flaws.
-        origins: what ``predict`` forecasts from: the ``end`` of each series, or the origins of the
-            ``test``.
+        origins: what ``predict`` forecasts from: the ``end`` of each series, the origins of the
+            ``test`` span as ``test`` takes them, or every origin of the ``val`` span.
         batch_size: windows in a batch.
         num_workers: processes that make them.
     """
@@ -74,7 +75,7 @@ class ForecastWindows(RecordDataModule):
         frequency: str | None = None,
         protocol: Protocol = Protocol(),  # noqa: B008  # read only
         policies: Policies = Policies(),  # noqa: B008  # read only
-        origins: Literal["end", "test"] = "end",
+        origins: Literal["end", "test", "val"] = "end",
         batch_size: int = 32,
         num_workers: int = 0,
     ) -> None:
@@ -96,9 +97,10 @@ class ForecastWindows(RecordDataModule):
 
     def series(self, path: Path) -> list[Series]:
         """The series of a table that have room for a window."""
-        return check_length(self._read(path), self.protocol, self.policies.short == "skip")
+        skip = self.policies.short == "skip"
+        return check_length(self.all_series(path), self.protocol, path, skip)
 
-    def _read(self, path: Path) -> list[Series]:
+    def all_series(self, path: Path) -> list[Series]:
         """All series of a table; read once."""
         self.protocol.check()
         if path not in self.kept:
@@ -118,7 +120,7 @@ class ForecastWindows(RecordDataModule):
             for one in series:
                 self.protocol.spans(one)  # impossible borders end a command before its run begins
         elif self.predict_path is not None:
-            series = self._read(self.predict_path)
+            series = self.all_series(self.predict_path)
         else:
             raise UsageError("data.path is not given; name a CSV or Parquet table")
         one = series[0]
@@ -133,18 +135,44 @@ class ForecastWindows(RecordDataModule):
             "season": calendar.season(one.frequency),
         }
 
+    def check_input(self, stage: str, task: LightningModule) -> None:
+        self._check_reads_time(task)
+        if stage == "predict":
+            self.setup(stage)
+            self.predict_records()
+            return
+        path = self._required_path(stage)
+        series = self.series(path)
+        if self.fitted is not None:
+            self._check(series, path)
+        for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]:
+            self._check_room(series, split)
+
     def setup(self, stage: str) -> None:
-        if self.covariates and self.trainer is not None:
-            _check_reads_time(self.trainer.lightning_module)
+        if self.trainer is not None:
+            self._check_reads_time(self.trainer.lightning_module)
         elsewhere = stage == "predict" and self.predict_path is not None
         if elsewhere and (self.fitted is not None or self.path is None):
             return
-        if self.path is None:
-            raise UsageError(f"{stage} needs data.path, a CSV or Parquet table of series")
-        series = self.series(self.path)
+        path = self._required_path(stage)
+        series = self.series(path)
         if self.fitted is None:
             self.fitted = fit(series, self.protocol, self.covariates)
-        self._check(series, self.path)
+        self._check(series, path)
+
+    def _required_path(self, stage: str) -> Path:
+        if self.path is None:
+            raise UsageError(f"{stage} needs data.path, a CSV or Parquet table of series")
+        return self.path
+
+    def _check_reads_time(self, task: LightningModule) -> None:
+        """Raises UsageError for a model that would drop covariates without a word."""
+        model = getattr(task, "model", task)
+        if self.covariates and not getattr(model, "reads_time", False):
+            raise UsageError(
+                f"{type(model).__name__} does not read covariates; leave out data.known, "
+                "data.observed and data.static, or take a model that does, such as Informer"
+            )
 
     def _check(self, series: Sequence[Series], path: Path) -> None:
         """Raises DataError if the series of ``path`` are not as in training."""
@@ -157,13 +185,16 @@ class ForecastWindows(RecordDataModule):
         """All windows of a split. Raises DataError if it has room for none."""
         assert self.path is not None
         assert self.fitted is not None
-        windows = Windows(self.series(self.path), self.fitted, self.protocol, split)
-        if not len(windows):
+        series = self.series(self.path)
+        self._check_room(series, split)
+        return Windows(series, self.fitted, self.protocol, split)
+
+    def _check_room(self, series: Sequence[Series], split: str) -> None:
+        if not any(self.protocol.origins(self.protocol.spans(one)[split]) for one in series):
             raise DataError(
                 f"{self.path}: the {split} span has no room for a horizon of "
                 f"{self.protocol.horizon}; move the borders in data.protocol"
             )
-        return windows
 
     def train_dataloader(self) -> DataLoader:
         return ResumableLoader(
@@ -201,16 +232,16 @@ class ForecastWindows(RecordDataModule):
         if self.fitted is None:
             raise UsageError("predict needs --ckpt_path, or data.path to take the scale from")
         if self.origins == "end":
-            series = self._read(path)
+            series = self.all_series(path)
             if self.policies.short == "fail":
-                check_length(series, self.protocol, skip=False, ahead=False)
+                check_length(series, self.protocol, path, skip=False, ahead=False)
             self._check_ahead(series, path)
             origins = [range(len(one), len(one) + 1) for one in series]
         else:
             series = self.series(path)
-            protocol = self.protocol
-            spans = [protocol.spans(one)["test"] for one in series]
-            origins = [protocol.origins(span, protocol.test_stride) for span in spans]
+            stride = self.protocol.test_stride if self.origins == "test" else 1
+            spans = [self.protocol.spans(one)[self.origins] for one in series]
+            origins = [self.protocol.origins(span, stride) for span in spans]
         self._check(series, path)
         return ForecastRecords(series, origins, self.protocol)
 
@@ -326,16 +357,6 @@ def _table(record: Record, key: str, columns: Sequence[str], rows: int) -> NDArr
         names = ", ".join(columns)
         raise SkipRecord(f"{key} must be {rows} rows of one finite number for each of {names}")
     return found
-
-
-def _check_reads_time(task: Any) -> None:
-    """Raises UsageError for a model that would drop covariates without a word."""
-    model = getattr(task, "model", task)
-    if not getattr(model, "reads_time", False):
-        raise UsageError(
-            f"{type(model).__name__} does not read covariates; leave out data.known, data.observed "
-            "and data.static, or take a model that does, such as Informer"
-        )
 
 
 def _unchanged(batch: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -96,6 +97,11 @@ class LabelledSeriesData(RecordDataModule):
         self.val_share = val_share
         self.fitted: FittedClasses | None = None
         self.splits: dict[str, list[LabelledSeries]] = {}
+
+    def check_input(self, stage: str, task: LightningModule) -> None:
+        self.setup(stage)
+        if stage == "predict":
+            self.predict_records()
 
     def setup(self, stage: str) -> None:
         if stage == "predict" and self.predict_path is not None and self.fitted is not None:

@@ -90,7 +90,7 @@ def _row(series: Series, border: Border | None) -> int:
 
 
 def check_length(
-    series: Sequence[Series], protocol: Protocol, skip: bool, ahead: bool = True
+    series: Sequence[Series], protocol: Protocol, where: object, skip: bool, ahead: bool = True
 ) -> list[Series]:
     """Series with room for one window at least; without ``ahead``, for a look-back.
 
@@ -102,7 +102,7 @@ def check_length(
     if not short:
         return list(series)
     what = (
-        f"{len(short)} of {len(series)} series are shorter than look-back"
+        f"{where}: {len(short)} of {len(series)} series are shorter than look-back"
         f"{' + horizon' if ahead else ''} = {needed}, first {short[0].name!r} with {len(short[0])}"
     )
     if not skip or len(short) == len(series):

@@ -171,7 +171,8 @@ def _build(
     columns = file.schema_arrow.names
     wanted = [c for c in (time, series, *(targets or ()), *covariates.names) if c is not None]
     for name in sorted(set(wanted) - set(columns)):
-        raise DataError(f"{path}: no column {name!r}; it has {', '.join(columns[:8])}")
+        has = ", ".join(columns[:8])
+        raise DataError(f"{path}: no column {name!r}; it has {has}; add it, or correct a name")
     chosen = target_columns(path, columns, time, series, targets, covariates)
     read = _Reader(path, time, series, chosen, covariates)
     table = _Table(folder, file.metadata.num_rows, len(read.numbers))

@@ -93,9 +93,13 @@ class Fitted:
                 )
             if one.frequency != self.frequency:
                 raise DataError(
-                    f"{where}: series {one.name!r} has steps of {one.frequency}; the model was "
-                    f"trained on steps of {self.frequency}"
+                    f"{where}: series {one.name!r} has {_steps(one.frequency)}; the model was "
+                    f"trained on {_steps(self.frequency)}; bring the table to these"
                 )
+
+
+def _steps(frequency: str | None) -> str:
+    return "numbered rows" if frequency is None else f"steps of {frequency}"
 
 
 def fit(series: Sequence[Series], protocol: Protocol, columns: Covariates | None = None) -> Fitted:

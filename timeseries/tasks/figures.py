@@ -81,6 +81,27 @@ def horizon_figure(errors: Mapping[str, NDArray]) -> Figure:
     return figure
 
 
+def level_figure(table: pl.DataFrame) -> Figure:
+    """Mean squared error by level of a hierarchy and kind of forecast; columns level, method, mse
+    and series."""
+    levels = table["level"].unique(maintain_order=True).to_list()
+    methods = table["method"].unique(maintain_order=True).to_list()
+    figure = Figure(figsize=(max(7, 3 + 1.4 * len(levels)), 4), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(methods)
+    for number, method in enumerate(methods):
+        mse = table.filter(pl.col("method") == method)["mse"]
+        at = np.arange(len(levels)) + (number + 0.5) * width - 0.4
+        color = {"none": _DARK, "seasonal_naive": _PALE}.get(method)
+        axes.bar(at, mse, width * 0.9, label=method, color=color)
+    counts = table.unique("level", keep="first", maintain_order=True)["series"]
+    ticks = [f"{level}\n{count} series" for level, count in zip(levels, counts, strict=True)]
+    axes.set_xticks(range(len(levels)), ticks)
+    axes.set_ylabel("mean squared error, standardised")
+    figure.legend(loc="outside right upper", fontsize=8)
+    return figure
+
+
 def history_figure(event: NDArray, kind: NDArray, time: NDArray) -> Figure:
     """Nats an event of its type and of the time to it, by how many events came before; in bins
     that double."""

@@ -119,17 +119,17 @@ def test_short_series_are_named_and_counted() -> None:
     protocol = Protocol(8, 4)
     said = r"2 of 4 series are shorter than look-back \+ horizon = 12, first 's11' with 11"
     with pytest.raises(DataError, match=f"{said}; shorten data.protocol, or set data.policies"):
-        check_length(some, protocol, skip=False)
+        check_length(some, protocol, "x.csv", skip=False)
     with pytest.warns(UserWarning, match=f"{said}; they are skipped"):
-        kept = check_length(some, protocol, skip=True)
+        kept = check_length(some, protocol, "x.csv", skip=True)
     assert [one.name for one in kept] == ["s30", "s12"]
     with pytest.raises(DataError, match="1 of 1 series are shorter"):
-        check_length([series(5)], protocol, skip=True)
+        check_length([series(5)], protocol, "x.csv", skip=True)
     with pytest.raises(
         DataError, match=r"1 of 4 series are shorter than look-back = 8, first 's5'"
     ):
-        check_length(some, protocol, skip=False, ahead=False)
-    assert check_length(some[:3], protocol, skip=False, ahead=False) == some[:3]
+        check_length(some, protocol, "x.csv", skip=False, ahead=False)
+    assert check_length(some[:3], protocol, "x.csv", skip=False, ahead=False) == some[:3]
 
 
 # Scale

@@ -233,10 +233,13 @@ def test_numbers_and_what_is_none(tmp_path: Path) -> None:
     (one,) = read(tmp_path, rows("1,-1.5e3", "2, 7 ", "3,0"))
     assert one.values[:, 0].tolist() == [-1500, 7, 0]
     assert refused(tmp_path, rows("1,1", '2,"1,5"', "3,x")) == (
-        "row 2: y '1,5' is not a number (2 such rows)"
+        "row 2: y '1,5' is not a number; correct it, or leave the cell empty (2 such rows)"
     )
     for text in ("inf", "-inf", "1e999", "Infinity"):
-        assert refused(tmp_path, rows("1,1", f"2,{text}")) == "row 2: y is infinite"
+        assert (
+            refused(tmp_path, rows("1,1", f"2,{text}"))
+            == "row 2: y is infinite; correct it, or leave the cell empty"
+        )
     for text in ("", "nan", "NaN", "NA", "?", '""'):
         message = refused(tmp_path, rows("1,1", f"2,{text}", f"3,{text}"))
         assert message == "row 2: 'a': no y at 2; set data.policies.missing (2 such rows)"
