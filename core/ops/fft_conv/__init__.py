@@ -99,12 +99,12 @@ def _check(
             )
 
 
-def _takes_monarch(u: Tensor, circular: bool) -> bool:
+def _takes_monarch(u: Tensor, h: Tensor, circular: bool) -> bool:
     if not use_triton(u):
         return False
     from core.ops.fft_conv import monarch
 
-    return monarch.fits(u, circular)
+    return monarch.fits(u, h.shape[1], circular)
 
 
 def _steps(u: Tensor) -> spectral.Steps:
@@ -125,7 +125,7 @@ def _fft_conv(
     zero: int,
     circular: bool,
 ) -> Tensor:
-    if _takes_monarch(u, circular):
+    if _takes_monarch(u, h, circular):
         from core.ops.fft_conv import monarch
 
         return monarch.forward(u, h, skip, pre_gate, post_gate, zero)
@@ -158,7 +158,7 @@ def _fft_conv_backward(
     circular: bool,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if _takes_monarch(u, circular):
+    if _takes_monarch(u, h, circular):
         from core.ops.fft_conv import monarch
 
         return monarch.backward(dy, u, h, skip, pre_gate, post_gate, zero, wanted)

@@ -17,6 +17,16 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def small_sizes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is for large inputs, tested at sizes that float64 can follow."""
+    from core.ops.fft_conv import monarch
+
+    monkeypatch.setattr(monarch, "WORTH_THREE_PASSES", 1)
+
+
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 LENGTHS = [1, 7, 63, 64, 65, 1000, 4097, 65537]
 

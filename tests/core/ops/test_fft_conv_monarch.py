@@ -14,7 +14,7 @@ from core.ops.fft_conv import fft_conv, fft_conv_reference
 
 pytest.importorskip("triton")
 
-from core.ops.fft_conv import long, short
+from core.ops.fft_conv import long, monarch, short
 from core.ops.fft_conv.plan import TILE, WINDOW_TAPS, Windows, outer_constants, plan, tile_of
 
 BF16 = torch.bfloat16
@@ -22,8 +22,9 @@ ALL = Case(skip=True, pre_gate=True, post_gate=True)
 
 
 @pytest.fixture(autouse=True)
-def triton(interpreted_triton: None) -> None:
-    """Every test here."""
+def triton(interpreted_triton: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test here, at small sizes too."""
+    monkeypatch.setattr(monarch, "WORTH_THREE_PASSES", 1)
 
 
 def ratio(got: Tensor, expected: Tensor) -> float:
@@ -70,6 +71,19 @@ def test_twiddle_factors_of_long_lines() -> None:
     angle = -2 * torch.pi * (k[:, None] + 0.25) * n / (32 * 4096)
     got = (coarse[:, :, None] * fine[:, None, :]).flatten(1)
     torch.testing.assert_close(got, torch.polar(torch.ones_like(angle), angle), rtol=0, atol=1e-6)
+
+
+def test_what_it_takes() -> None:
+    """Of few long sequences the launches take longest, so they stay with torch.fft."""
+    u = torch.empty(1, 8, 8192, dtype=BF16)
+    assert monarch.fits(u, 8192, circular=False)
+    assert not monarch.fits(u, 8192, circular=True)
+    assert not monarch.fits(u.half(), 8192, circular=False)
+    assert not monarch.fits(torch.empty(1, 1, 2**22 + 1, dtype=BF16), 9, circular=False)
+    assert not monarch.fits(u[:0], 8192, circular=False)
+    monarch.WORTH_THREE_PASSES = 2**23
+    assert not monarch.fits(u, 8192, circular=False)
+    assert monarch.fits(u, 100, circular=False)
 
 
 # ---- against the definition in float64
