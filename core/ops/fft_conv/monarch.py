@@ -12,11 +12,16 @@ from core.ops.fft_conv.plan import Gradients, Windows, plan
 from core.ops.fft_conv.spectral import empty_gradients
 
 LONGEST = 2**22
+# Fewer numbers than this in three passes take longer to launch than torch.fft's to compute.
+WORTH_THREE_PASSES = 2**23
 
 
-def fits(u: Tensor, circular: bool) -> bool:
-    """Whether this version computes it: bfloat16, up to 4M positions, not periodic."""
-    return not circular and u.dtype == torch.bfloat16 and u.numel() > 0 and u.shape[-1] <= LONGEST
+def fits(u: Tensor, taps: int, circular: bool) -> bool:
+    """Whether this version computes it: bfloat16, up to 4M positions, not periodic, worth it."""
+    if circular or u.dtype != torch.bfloat16 or u.shape[-1] > LONGEST:
+        return False
+    one_pass = isinstance(plan(u.shape[-1], taps, 0), Windows)
+    return u.numel() >= (1 if one_pass else WORTH_THREE_PASSES)
 
 
 def forward(
