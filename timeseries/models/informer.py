@@ -17,6 +17,10 @@ The published ETTh1 results come from the authors' code, so that is what is foll
 - Values are embedded by a circular convolution of width 3, and a layer norm ends encoder and
   decoder. transformers has a linear embedding with a layer norm behind it, and none at the end.
 - The decoder starts from the end of the look-back; transformers' is fed the true future.
+- ``variant`` "autoformer" is the copy in github.com/thuml/Autoformer (until November 2024), which
+  the published tables with a look-back of 96 ran: ProbSparse attention to the encoder's output as
+  well, ``mix`` in every ProbSparse attention, and a wider padding in the distilling, which leaves
+  one step more. Its embeddings' missing biases are not followed.
 - The paper's replica stacks of the encoder on halved inputs are not built: the authors' commands
   for ETTh1 do not use them.
 
@@ -40,6 +44,7 @@ from core.mixers.base import at_least_float32
 from timeseries.models.sizes import check_sizes
 
 Kind = Literal["prob", "full"]
+Variant = Literal["authors", "autoformer"]
 CUDA_COPY = 2**24  # numbers of sampled keys that exist at a time
 
 
@@ -51,23 +56,27 @@ def log_count(factor: int, length: int) -> int:
     return min(max(1, factor * math.ceil(math.log(length))), length)
 
 
-def sampled_keys(length: int, count: int, *, fresh: bool, device: torch.device) -> Tensor:
-    """For each of ``length`` queries, ``count`` numbers of keys: (length, count).
+def sampled_keys(
+    length: int, count: int, *, keys: int | None = None, fresh: bool, device: torch.device
+) -> Tensor:
+    """For each of ``length`` queries, ``count`` numbers of keys, of which there are as many as
+    queries unless ``keys`` says otherwise: (length, count).
 
     ``fresh`` draws from PyTorch's generator of the device, which ``torch.manual_seed`` repeats;
-    otherwise the numbers depend on the two sizes only, whatever the device.
+    otherwise the numbers depend on the sizes only, whatever the device.
     """
-    if count >= length:
-        return torch.arange(length, device=device).expand(length, length)
+    keys = length if keys is None else keys
+    if count >= keys:
+        return torch.arange(keys, device=device).expand(length, keys)
     if fresh:
-        return torch.randint(length, (length, count), device=device)
+        return torch.randint(keys, (length, count), device=device)
     fixed = torch.Generator().manual_seed(0)
-    return torch.randint(length, (length, count), generator=fixed).to(device)
+    return torch.randint(keys, (length, count), generator=fixed).to(device)
 
 
-def keys_together(key: Tensor) -> int:
+def keys_together(query: Tensor) -> int:
     """How many keys of each query's sample are looked up at a time."""
-    return max(1, CUDA_COPY // key.numel()) if key.is_cuda else 1
+    return max(1, CUDA_COPY // query.numel()) if query.is_cuda else 1
 
 
 @torch.no_grad()
@@ -81,7 +90,7 @@ def sparsity(query: Tensor, key: Tensor, sample: Tensor) -> Tensor:
     query, key = at_least_float32(query), at_least_float32(key)
     most = query.new_full(query.shape[:-1], -math.inf)
     total = torch.zeros_like(most)
-    for chosen in sample.split(keys_together(key), dim=1):
+    for chosen in sample.split(keys_together(query), dim=1):
         score = (query.unsqueeze(3) * key[:, :, chosen]).sum(-1)
         most, total = torch.maximum(most, score.amax(-1)), total + score.sum(-1)
     return most - total / key.shape[2]
@@ -92,8 +101,9 @@ def prob_sparse_attention(
 ) -> Tensor:
     """Softmax attention of the ``active`` queries with the largest measure (Algorithm 1).
 
-    All (batch, heads, length, head_dim). The other queries get the mean of the values; if
-    ``causal``, the sum of those up to their own place. ``sample`` is as in `sparsity`.
+    All (batch, heads, length, head_dim), queries and keys of lengths of their own unless
+    ``causal``. The other queries get the mean of the values; if ``causal``, the sum of those up to
+    their own place. ``sample`` is as in `sparsity`.
     """
     top = sparsity(query, key, sample).topk(active, dim=-1).indices[..., None]
     rows = top.expand(-1, -1, -1, query.shape[-1])
@@ -101,7 +111,7 @@ def prob_sparse_attention(
         mask = torch.arange(key.shape[2], device=key.device) <= top
         lazy = at_least_float32(value).cumsum(2).to(value.dtype)
     else:
-        mask, lazy = None, value.mean(2, keepdim=True).expand_as(value)
+        mask, lazy = None, value.mean(2, keepdim=True).expand_as(query)
     attended = F.scaled_dot_product_attention(query.gather(2, rows), key, value, attn_mask=mask)
     return lazy.scatter(2, rows, attended)
 
@@ -111,7 +121,8 @@ def prob_sparse_attention(
 
 @dataclass(frozen=True)
 class LayerOptions:
-    """What all layers share. ``mix`` acts in the decoder only.
+    """What all layers share. ``mix`` acts in the decoder's self attention, and in every ProbSparse
+    attention of the variant "autoformer".
 
     Raises ValueError naming what is out of range.
     """
@@ -123,6 +134,7 @@ class LayerOptions:
     attention: Kind = "prob"
     factor: int = 5
     mix: bool = True
+    variant: Variant = "authors"
 
     def __post_init__(self) -> None:
         check_sizes(dim=self.dim, heads=self.heads, feedforward=self.feedforward)
@@ -131,13 +143,22 @@ class LayerOptions:
             raise ValueError(f"dim is {self.dim} and heads {self.heads}; heads must divide dim")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must lie in [0, 1)")
-        if self.attention not in get_args(Kind):
-            names = ", ".join(get_args(Kind))
-            raise ValueError(f"attention is {self.attention!r}; give one of {names}")
+        for option, given, known in (
+            ("attention", self.attention, get_args(Kind)),
+            ("variant", self.variant, get_args(Variant)),
+        ):
+            if given not in known:
+                raise ValueError(f"{option} is {given!r}; give one of {', '.join(known)}")
+
+    @property
+    def copied(self) -> bool:
+        """Whether the decoder looks at the encoder by ProbSparse attention, all of it mixed."""
+        return self.variant == "autoformer" and self.attention == "prob"
 
 
 class InformerAttention(nn.Module):
-    """Self attention, ProbSparse or full: (batch, length, dim) -> the same."""
+    """ProbSparse or full attention of x (batch, length, dim), to itself or to ``memory`` (batch,
+    any length, dim): the shape of x. ``causal`` is for the first only."""
 
     def __init__(self, options: LayerOptions, *, causal: bool) -> None:
         super().__init__()
@@ -146,15 +167,17 @@ class InformerAttention(nn.Module):
             nn.Linear(options.dim, options.dim) for _ in range(4)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
         options = self.options
+        source = x if memory is None else memory
         query, key, value = (
-            project(x).unflatten(-1, (options.heads, -1)).transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
+            project(given).unflatten(-1, (options.heads, -1)).transpose(1, 2)
+            for project, given in ((self.q_proj, x), (self.k_proj, source), (self.v_proj, source))
         )
         if options.attention == "prob":
-            active = log_count(options.factor, x.shape[1])
-            sample = sampled_keys(x.shape[1], active, fresh=self.training, device=x.device)
+            length, keys = x.shape[1], source.shape[1]
+            active, count = (log_count(options.factor, size) for size in (length, keys))
+            sample = sampled_keys(length, count, keys=keys, fresh=self.training, device=x.device)
             out = prob_sparse_attention(
                 query, key, value, sample=sample, active=active, causal=self.causal
             )
@@ -163,7 +186,7 @@ class InformerAttention(nn.Module):
             out = F.scaled_dot_product_attention(
                 query, key, value, dropout_p=dropout, is_causal=self.causal
             )
-        if not (options.mix and self.causal):
+        if not (options.mix and (self.causal or options.copied)):
             out = out.transpose(1, 2)
         return self.o_proj(out.reshape(x.shape))
 
@@ -178,8 +201,17 @@ class InformerLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(dim)
         self.cross = self.cross_norm = None
         if decoder:
-            self.cross = Attention(
-                dim, causal=False, heads=options.heads, rotary_base=None, bias=True, dropout=rate
+            self.cross = (
+                InformerAttention(options, causal=False)
+                if options.copied
+                else Attention(
+                    dim,
+                    causal=False,
+                    heads=options.heads,
+                    rotary_base=None,
+                    bias=True,
+                    dropout=rate,
+                )
             )
             self.cross_norm = nn.LayerNorm(dim)
         expand = options.feedforward / dim
@@ -198,12 +230,13 @@ class InformerLayer(nn.Module):
 class Distilling(nn.Module):
     """Halves the length by convolution, batch norm, ELU and max pooling (equation 5).
 
-    (batch, length, dim) -> (batch, (length + 1) // 2, dim). The convolution wraps around the ends.
+    (batch, length, dim) -> (batch, (length + 1) // 2, dim). The convolution wraps around the ends,
+    ``padding`` steps of each; 2 leave a step more.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, padding: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(dim, dim, 3, padding=1, padding_mode="circular")
+        self.conv = nn.Conv1d(dim, dim, 3, padding=padding, padding_mode="circular")
         self.norm = nn.BatchNorm1d(dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -218,7 +251,8 @@ class InformerEncoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(InformerLayer(options, decoder=False) for _ in range(layers))
         between = layers - 1 if distil else 0
-        self.distilling = nn.ModuleList(Distilling(options.dim) for _ in range(between))
+        padding = 2 if options.variant == "autoformer" else 1
+        self.distilling = nn.ModuleList(Distilling(options.dim, padding) for _ in range(between))
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, length, dim) embedded look-back -> (batch, shorter length, dim)."""
@@ -279,7 +313,7 @@ class Informer(nn.Module):
     The decoder's tokens are the last ``label_length`` steps of the look-back, then zeros over the
     horizon. ``attention`` is that of encoder and decoder within themselves; the decoder looks at
     the encoder by full attention. ``factor`` sets how many queries ProbSparse keeps, ``distil``
-    halves the length between encoder layers, ``mix`` is told of above.
+    halves the length between encoder layers, ``mix`` and ``variant`` are told of above.
 
     Defaults are those of the authors' commands for ETTh1 with many channels, where (lookback,
     label_length) go with the horizon: 24 (48, 48) with ``factor`` 3, 48 (96, 48), 168 and 336
@@ -307,6 +341,7 @@ class Informer(nn.Module):
         factor: int = 5,
         distil: bool = True,
         mix: bool = True,
+        variant: Variant = "authors",
         dim: int = 512,
         heads: int = 8,
         encoder_layers: int = 2,
@@ -321,7 +356,7 @@ class Informer(nn.Module):
             raise ValueError(
                 f"label_length is {label_length}; it must lie between 0 and lookback {lookback}"
             )
-        options = LayerOptions(dim, heads, feedforward, dropout, attention, factor, mix)
+        options = LayerOptions(dim, heads, feedforward, dropout, attention, factor, mix, variant)
         self.horizon = horizon
         self.start = lookback - label_length
         tokens = label_length + horizon

@@ -207,6 +207,18 @@ def wave(steps: int, width: int, step: float) -> Tensor:
     return torch.sin(step * torch.arange(steps * width, dtype=torch.float64)).view(1, steps, width)
 
 
+def regular_draws(length: int, count: int, *, keys: int, **_: Any) -> Tensor:
+    return (7 * torch.arange(length)[:, None] + 3 * torch.arange(count)) % keys
+
+
+def with_waves(model: Informer) -> Informer:
+    with torch.no_grad():
+        for i, parameter in enumerate(model.parameters()):
+            k = torch.arange(parameter.numel(), dtype=torch.float64)
+            parameter.copy_(0.7 * torch.sin(k * k + i).view_as(parameter))
+    return model
+
+
 # Steps 0, 4 and 8 of the forecast that github.com/zhouhaoyi/Informer2020 (commit 29f2a73) gives for
 # the weights and inputs below, with its draws of keys replaced by those of the test.
 AUTHORS = [
@@ -224,20 +236,32 @@ def test_forecast_is_that_of_the_authors_code(
     want: list[list[float]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def draws(length: int, count: int, **_: Any) -> Tensor:
-        return (7 * torch.arange(length)[:, None] + 3 * torch.arange(count)) % length
-
-    monkeypatch.setattr(informer, "sampled_keys", draws)
+    monkeypatch.setattr(informer, "sampled_keys", regular_draws)
     chosen: dict[str, Any] = {"attention": attention, "mix": mix, "distil": distil}
     layers = {"encoder_layers": 3, "decoder_layers": 2, "label_length": 14}
-    model = small(33, 9, 2, 3, **layers, **chosen).double().eval()
-    with torch.no_grad():
-        for i, parameter in enumerate(model.parameters()):
-            k = torch.arange(parameter.numel(), dtype=torch.float64)
-            parameter.copy_(0.7 * torch.sin(k * k + i).view_as(parameter))
+    model = with_waves(small(33, 9, 2, 3, **layers, **chosen).double().eval())
     got = model(wave(33, 2, 0.31), wave(33, 3, 0.17) / 2, wave(9, 3, 0.23) / 2)
     # their positions are computed in float32
     assert_close(got[0, [0, 4, 8]], torch.tensor(want).double(), atol=2e-6, rtol=0)
+
+
+# As above, of github.com/thuml/Autoformer (commit 8f6d477).
+COPY = [[2.194954, -0.952623], [2.609055, -0.565376], [2.612631, -0.612853]]
+
+
+def test_forecast_is_that_of_the_copy_which_published_tables_ran(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(informer, "sampled_keys", regular_draws)
+    layers = {"encoder_layers": 3, "decoder_layers": 2, "label_length": 14}
+    model = with_waves(small(33, 9, 2, 3, variant="autoformer", **layers).double().eval())
+    for embedding in (model.past_embedding, model.token_embedding):
+        assert embedding.calendar is not None
+        assert embedding.token.bias is not None
+        nn.init.zeros_(embedding.calendar.bias)  # biases that it has not
+        nn.init.zeros_(embedding.token.bias)
+    got = model(wave(33, 2, 0.31), wave(33, 3, 0.17) / 2, wave(9, 3, 0.23) / 2)
+    assert_close(got[0, [0, 4, 8]], torch.tensor(COPY).double(), atol=2e-6, rtol=0)
 
 
 def test_as_many_parameters_as_the_authors_code() -> None:
@@ -617,6 +641,7 @@ def test_options_reach_the_model_from_the_command_line() -> None:
         ({"decoder_layers": 0}, "decoder_layers is 0"),
         ({"dropout": 1.0}, r"dropout is 1.0; it must lie in [0, 1)"),
         ({"attention": "sparse"}, "attention is 'sparse'; give one of prob, full"),
+        ({"variant": "copy"}, "variant is 'copy'; give one of authors, autoformer"),
         ({"label_length": 97}, "label_length is 97; it must lie between 0 and lookback 96"),
         ({"label_length": -1}, "label_length is -1"),
     ],
