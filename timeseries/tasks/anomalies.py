@@ -144,7 +144,7 @@ class AnomalyScores(Reconstruction):
         errors = self.errors.double().cpu().numpy()
         errors = errors[~np.isnan(errors).all(1)]
         if not len(errors):
-            raise UsageError("nothing is known of usual errors; run fit or validate first")
+            raise UsageError("nothing is known of usual errors; run fit first")
         return Calibration(errors, self.false_alarms, names)
 
     # Test

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -23,9 +25,7 @@ def noise(rows: int = 3200, seed: int = 0) -> Series:
 def pieces(kind: np.ndarray) -> list[tuple[int, int, int]]:
     """(kind, first, end) of each run."""
     edges = np.flatnonzero(np.diff(kind, prepend=0, append=0))
-    return [
-        (int(kind[a]), int(a), int(b)) for a, b in zip(edges, edges[1:], strict=False) if kind[a]
-    ]
+    return [(int(kind[a]), int(a), int(b)) for a, b in itertools.pairwise(edges) if kind[a]]
 
 
 def test_every_kind_is_as_stated() -> None:
@@ -51,7 +51,7 @@ def test_every_kind_is_as_stated() -> None:
     untouched = kind == 0
     assert np.array_equal(altered.values[untouched], one.values[untouched], equal_nan=True)
     firsts = sorted((first, end) for _, first, end in found)
-    assert all(b[0] - a[1] >= 10 for a, b in zip(firsts, firsts[1:], strict=False))
+    assert all(b[0] - a[1] >= 10 for a, b in itertools.pairwise(firsts))
 
 
 def test_the_seed_and_the_series_decide() -> None:
@@ -73,5 +73,5 @@ def test_a_short_span_and_bad_sizes_are_refused() -> None:
     with pytest.raises(DataError, match="has no room for 10 anomalies of each kind"):
         inject(noise(), (1000, 1300), STD, Injection())
     for bad in (Injection(each=0), Injection(length=1), Injection(size=0)):
-        with pytest.raises(UsageError, match="data.inject"):
+        with pytest.raises(UsageError, match=r"data\.inject"):
             inject(noise(), SPAN, STD, bad)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def test_tiles_hold_every_row_once(length: int, overlap: int, rows: int, start: 
     for tile in tiles:
         assert span[0] <= tile.start <= tile.first < tile.end <= tile.start + length
         assert tile.start + length <= span[1] or len(tiles) == 1
-    for one, other in zip(tiles, tiles[1:], strict=False):
+    for one, other in itertools.pairwise(tiles):
         assert one.start + length - other.start >= tiling.overlap
     # no window that sees a row has its middle more than half a step nearer to it
     middle = [tile.start + (length - 1) / 2 for tile in tiles]

@@ -65,6 +65,6 @@ def test_missing_values_have_no_score_and_do_not_count() -> None:
 
 def test_too_few_errors_for_the_rate_are_refused() -> None:
     clean = np.random.default_rng(0).random((998, 2))
-    with pytest.raises(UsageError, match="false_alarms of 0.001 needs 999 values .* x has 998"):
+    with pytest.raises(UsageError, match=r"of 0\.001 needs 999 values .* x has 998"):
         Calibration(clean, 0.001, ("x", "y"))
     Calibration(np.concatenate([clean, clean[:1]]), 0.001)
