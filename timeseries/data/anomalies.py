@@ -62,8 +62,6 @@ class AnomalyWindows(TiledSeries):
         columns = (time, series, targets)
         whole = (columns, frequency, tiling, masks, policies, batch_size, num_workers)
         super().__init__(path, predict_path, *whole)
-        if labels is not None and inject is not None:
-            raise UsageError("data.labels and data.inject are both given; leave one out")
         self.labels, self.inject = labels, inject
         self._tested: tuple[list[Series], list[NDArray[np.int64]]] | None = None
 
@@ -73,6 +71,10 @@ class AnomalyWindows(TiledSeries):
         return Covariates(observed=(str(self.labels),)) if has else Covariates()
 
     def _read(self, path: Path) -> list[Series]:
+        if self.inject is not None:
+            self.inject.check()
+            if self.labels is not None:
+                raise UsageError("data.labels and data.inject are both given; leave one out")
         found = super()._read(path)
         for one in found:
             known = one.observed[~np.isnan(one.observed)]

@@ -54,7 +54,8 @@ def inject(
     """
     wanted.check()
     random = np.random.default_rng([wanted.seed, number])
-    values, kind = np.array(one.values), np.zeros(len(one), np.int64)
+    values = np.array(one.values)
+    kind: NDArray[np.int64] = np.zeros(len(one), np.int64)
     apart = wanted.length
     taken = np.full(len(one), True)
     taken[span[0] + apart : span[1] - apart] = False
@@ -89,8 +90,10 @@ def _place(
 ) -> int | None:
     """The first of ``steps`` rows that are free and, like the one before, not missing, drawn among
     all such whose values have a deviation of ``least`` or more."""
+    if len(column) <= steps:
+        return None
     pieces = np.lib.stride_tricks.sliding_window_view(column, steps + 1)
-    possible = ~np.isnan(pieces).any(1)
+    possible: NDArray[np.bool_] = np.asarray(~np.isnan(pieces).any(1))
     possible &= ~np.lib.stride_tricks.sliding_window_view(taken, steps + 1).any(1)
     possible[possible] = pieces[possible, 1:].std(1) >= least
     places = np.flatnonzero(possible) + 1

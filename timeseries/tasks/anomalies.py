@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import itertools
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -67,16 +68,17 @@ class StampErrors(Metric):
 
 
 class AnomalyScores(Reconstruction):
-    """How far each value is from what a model expects that does not see its stamp.
+    """How far each value is from what a model expects that does not see it.
 
-    ``folds`` passes hide every ``folds``-th block of ``block`` steps, all channels of it, so that
-    each stamp is hidden once. Its errors, on the standardised scale, are compared with those on the
-    validation span, which are kept with the weights (``timeseries.tasks.calibration``): a ``score``
-    above 1 is an alarm, and clean stamps give one with the probability ``false_alarms``, as far as
-    they are like the validation span, which also chose the checkpoint. A stamp's score is its worst
-    channel's, with alarms at the same rate. A longer ``block`` finds longer anomalies, which hide
-    behind their own neighbours; a shorter one expects more exactly. ``channels`` and ``season``
-    come from the data where they are 0.
+    ``folds`` passes hide every ``folds``-th block of ``block`` steps, so that each value is hidden
+    once: with ``hide`` ``stamps`` all channels together, with ``channels`` one after the other, in
+    so many times the passes, each expected from the others as well. Its errors, on the standardised
+    scale, are compared with those on the validation span, of all series together, which are kept
+    with the weights (``timeseries.tasks.calibration``): a ``score`` above 1 is an alarm, and clean
+    stamps give one with the probability ``false_alarms``, as far as they are like the validation
+    span, which also chose the checkpoint. A stamp's score is its worst channel's, with alarms at
+    the same rate. Values longer unusual than a ``block`` hide behind their own neighbours; a shorter
+    block expects more exactly. ``channels`` and ``season`` come from the data where they are 0.
 
     Metrics: ``alarm_rate`` of stamps; where the data has labels or injects anomalies, those of
     ``timeseries.tasks.detection``, also with the name of a baseline, calibrated alike. A tracked
@@ -91,29 +93,36 @@ class AnomalyScores(Reconstruction):
         channels: int = 0,
         season: int = 0,
         folds: int = 4,
-        block: int = 1,
+        block: int = 12,
+        hide: Literal["stamps", "channels"] = "channels",
         false_alarms: float = 0.001,
         optimisation: Optimisation = Optimisation(),  # noqa: B008  # read only
     ) -> None:
         super().__init__(model, optimisation)
         self.save_hyperparameters(ignore=["model"])
-        if folds < 2 or block < 1:
-            raise UsageError("model.folds must be at least 2, model.block at least 1")
-        if not 0 < false_alarms < 1:
-            raise UsageError(f"model.false_alarms is {false_alarms}; give a share of stamps")
-        self.season, self.folds, self.block = season, folds, block
+        self.season, self.folds, self.block, self.hide = season, folds, block, hide
         self.false_alarms = false_alarms
         self.register_buffer("errors", torch.full((_KEPT, channels), torch.nan))
         self._seen: list[Tensor] = []
         self._stamps = StampErrors()
 
+    def setup(self, stage: str) -> None:
+        """Raises UsageError for settings that hide nothing or alarm never or always. Not on
+        construction, where the command line's parser would hide the error behind its own."""
+        if self.folds < 2 or self.block < 1:
+            raise UsageError("model.folds must be at least 2, model.block at least 1")
+        if not 0 < self.false_alarms < 1:
+            raise UsageError(f"model.false_alarms is {self.false_alarms}; give a share of stamps")
+
     def expected(self, batch: dict[str, Any]) -> Tensor:
-        """(batch, time, channels), each value from a pass that did not see its stamp."""
+        """(batch, time, channels), each value from a pass that did not see it."""
         values = batch["values"]
         fold = torch.arange(values.shape[1], device=values.device) // self.block % self.folds
+        channel = torch.arange(values.shape[2], device=values.device)
+        together = [channel >= 0] if self.hide == "stamps" else [channel == c for c in channel]
         expected = torch.zeros_like(values)
-        for k in range(self.folds):
-            here = (fold == k)[None, :, None].expand_as(values)
+        for k, which in itertools.product(range(self.folds), together):
+            here = ((fold == k)[:, None] & which).expand_as(values)
             expected = torch.where(here, self.filled(batch, here), expected)
         return expected
 
@@ -267,7 +276,9 @@ def watched(
     for place in places:
         at = np.arange(max(0, place - _AROUND), min(len(score), place + _AROUND))
         at = at[stamps.series[at] == stamps.series[place]]
-        near = at[np.abs(at - place) < _NEAR]
+        near = at[(kind[at] == kind[place]) & (np.abs(at - place) < _NEAR)]
+        if kind[place] <= 0:
+            near = np.array([place])
         errors = np.nan_to_num(stamps.errors[near]) / thresholds
         channel = int(errors.max(0).argmax())
         one, rows = data.tested()[0][stamps.series[place]], stamps.row[at]

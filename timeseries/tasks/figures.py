@@ -65,7 +65,7 @@ def imputation_figure(gaps: Mapping[str, Gap]) -> Figure:
         panel.plot(stamps, seen, color=_PALE, marker=".", markersize=3, label="seen")
         panel.set_title(f"{kind}: {gap.channel}", fontsize=9, loc="left")
         panel.tick_params("x", labelsize=8)
-        panel.legend(loc="upper right", ncols=4, fontsize=8)
+        panel.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, fontsize=8, frameon=False)
     return figure
 
 
@@ -103,7 +103,8 @@ def anomalies_figure(panels: Sequence[Watched]) -> Figure:
         below.axhline(1, color=_WARM, ls="--")
         below.set(yscale="log", ylabel="score")
         above.set_title(panel.title, fontsize=9, loc="left")
-        above.legend(loc="upper right", ncols=4, fontsize=8)
+        above.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, fontsize=8, frameon=False)
+        above.sharex(below)
         above.tick_params("x", labelbottom=False)
     return figure
 
