@@ -77,8 +77,9 @@ class AnomalyScores(Reconstruction):
     with the weights (``timeseries.tasks.calibration``): a ``score`` above 1 is an alarm, and clean
     stamps give one with the probability ``false_alarms``, as far as they are like the validation
     span, which also chose the checkpoint. A stamp's score is its worst channel's, with alarms at
-    the same rate. Values longer unusual than a ``block`` hide behind their own neighbours; a shorter
-    block expects more exactly. ``channels`` and ``season`` come from the data where they are 0.
+    the same rate. What is unusual for longer than a ``block`` hides behind its own neighbours; a
+    shorter block expects more exactly. ``channels`` and ``season`` come from the data where they
+    are 0.
 
     Metrics: ``alarm_rate`` of stamps; where the data has labels or injects anomalies, those of
     ``timeseries.tasks.detection``, also with the name of a baseline, calibrated alike. A tracked
