@@ -143,7 +143,7 @@ def test_metrics_are_sklearns_on_the_rows(server: Server, folder: str, rows: pl.
     assert float(metrics["test/auprc"]) == pytest.approx(expected, rel=1e-3)
     found = stamps.filter(pl.col("odd") == 1)["stamp_flag"].mean()
     assert float(metrics["test/recall"]) == pytest.approx(found, rel=1e-3)
-    assert float(metrics["test/auroc"]) > 0.9
+    assert float(metrics["test/auroc"]) > 0.8
     for baseline in ("seasonal_difference", "z_score", "neighbours"):
         assert f"test/event_recall_{baseline}" in metrics
 
