@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from core.jobs.data import SkipRecord
 from core.jobs.errors import DataError, UsageError
+from timeseries.data import streaming
 from timeseries.data.anomalies import AnomalyWindows
 from timeseries.data.imputation import ImputationWindows
 from timeseries.data.masks import Masks
@@ -161,6 +162,23 @@ def test_training_knows_nothing_of_later_spans(path: Path, tmp_path: Path) -> No
     for a, b in zip(one.train_dataloader(), other.train_dataloader(), strict=True):
         assert np.array_equal(a["values"], b["values"])
         assert np.array_equal(a["known"], b["known"])
+
+
+def test_a_file_read_by_pieces_gives_the_same(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = windows(path)
+    monkeypatch.setattr(streaming, "STREAM_ROWS", 1)
+    monkeypatch.setenv("LONGSPAN_CACHE", str(tmp_path / "cache"))
+    mapped = windows(path)
+    assert isinstance(mapped.series(path)[0].values, np.memmap)
+    assert mapped.state_dict() == whole.state_dict()
+    for a, b in zip(whole.test_dataloader(), mapped.test_dataloader(), strict=True):
+        assert a["id"] == b["id"]
+        for key in ("values", "known", "hidden", "own", "time"):
+            assert np.array_equal(a[key], b[key])
+    records = zip(whole.predict_records(), mapped.predict_records(), strict=True)
+    assert all(np.array_equal(a["values"], b["values"], equal_nan=True) for a, b in records)
 
 
 def test_missing_values_are_asked_for_once(path: Path) -> None:
