@@ -143,7 +143,9 @@ class AnomalyScores(Reconstruction):
         self.log("val/mse", errors.square().nanmean(), prog_bar=True, sync_dist=True)
         if self.trainer.sanity_checking:
             return
-        kept = errors[:: max(1, -(-len(errors) // _KEPT))]
+        # drawn, since every n-th might be the same hour of each day
+        drawn = torch.randperm(len(errors), generator=torch.Generator().manual_seed(0))[:_KEPT]
+        kept = errors[drawn.sort().values]
         self.errors.fill_(torch.nan)
         self.errors[: len(kept)] = kept
         self.calibration()

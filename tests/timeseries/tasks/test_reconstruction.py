@@ -79,24 +79,41 @@ def test_training_does_not_see_what_is_hidden() -> None:
     assert task.training_step(given, 0).item() == pytest.approx(error.square().mean().item())
 
 
-def test_usual_errors_are_those_of_the_validation_span() -> None:
-    class Zero(nn.Module):
-        def forward(self, values: Tensor, seen: Tensor, time: Tensor) -> Tensor:
-            return torch.zeros_like(values)
+class Zero(nn.Module):
+    def forward(self, values: Tensor, seen: Tensor, time: Tensor) -> Tensor:
+        return torch.zeros_like(values)
 
+
+def validated(task: AnomalyScores, *batches: dict[str, Any]) -> None:
+    for given in batches:
+        task.validation_step(given, 0)
+    task.log = lambda *_, **__: None  # type: ignore[assignment,method-assign]
+    task.trainer = type("Trainer", (), {"sanity_checking": False})()  # type: ignore[assignment]
+    task.on_validation_epoch_end()
+
+
+def test_usual_errors_are_those_of_the_validation_span() -> None:
     task = AnomalyScores(Zero(), channels=CHANNELS, season=6, false_alarms=0.05)
     with pytest.raises(UsageError, match="nothing is known of usual errors; run fit first"):
         task.calibration()
     given = batch()
     given["own"][:, 20:] = False
-    task.validation_step(given, 0)
-    task.log = lambda *_, **__: None  # type: ignore[assignment,method-assign]
-    task.trainer = type("Trainer", (), {"sanity_checking": False})()  # type: ignore[assignment]
-    task.on_validation_epoch_end()
+    validated(task, given)
     expected = given["values"].abs().where(given["known"], torch.nan)[:, :20].flatten(0, 1)
     assert np.array_equal(task.errors[:40], expected, equal_nan=True)
     assert task.errors[40:].isnan().all()
     assert len(task.calibration().errors[0]) == int(given["known"][:, :20, 0].sum())
+
+
+def test_of_a_long_span_every_hour_of_the_day_is_kept() -> None:
+    task = AnomalyScores(Zero(), channels=1)
+    days, kept = 8192, len(task.errors)
+    hour = torch.arange(24.0).repeat(days)[None, :, None]
+    given = {"values": hour, "known": hour >= 0, "own": hour[..., 0] >= 0, "time": hour[..., :0]}
+    validated(task, given)
+    counts = torch.bincount(task.errors[:, 0].long(), minlength=24)
+    assert counts.sum() == kept
+    assert counts.min() > 0.8 * kept / 24
 
 
 def test_stamps_are_put_in_order_and_counted_once() -> None:
