@@ -19,7 +19,9 @@ CONFIGS = sorted([*FOLDER.glob("*.yaml"), *FOLDER.glob("long_horizon/*.yaml")])
 PRETRAINING = FOLDER / "masked_pretraining.yaml"
 EVENTS = [c for c in CONFIGS if "tasks.EventModelling" in c.read_text()]  # test_event_runs.py
 CLASSIFICATION = [c for c in CONFIGS if "SeriesClassification" in c.read_text()]
-TRAINED = [c for c in CONFIGS if trains(c) and c not in (PRETRAINING, *EVENTS, *CLASSIFICATION)]
+FILLING = [c for c in CONFIGS if c.stem in ("imputation", "anomalies")]
+OTHERS = (PRETRAINING, *EVENTS, *CLASSIFICATION, *FILLING)
+TRAINED = [c for c in CONFIGS if trains(c) and c not in OTHERS]
 UNTRAINED = [c for c in CONFIGS if not trains(c)]
 # Shorter than shipped, to keep the test short.
 FEW = ("--data.init_args.protocol.stride", "500", "--data.init_args.batch_size", "4")
@@ -91,6 +93,27 @@ def test_classifier_runs(config: Path, server: Server, tmp_path: Path) -> None:
     assert best == rows["prediction"].to_list()
     right = (rows["prediction"] == rows["actual"]).mean()
     assert f"test/accuracy {right:.4g} " in tested
+
+
+def test_imputation_and_anomalies_run(server: Server, tmp_path: Path) -> None:
+    short = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
+    found = {}
+    for config in FILLING:
+        said = run(server, "fit", "--config", str(config), *short)
+        folder = said.split("run folder: ")[1].split("\n")[0]
+        found[config.stem] = run(server, "test", "--ckpt_path", folder)
+        written = ["--predictions.path", str(tmp_path / config.stem)]
+        run(server, "predict", "--ckpt_path", folder, *written)
+    for metric in ("mse_points", "mae_outages_linear", "mse_blocks_seasonal_mean"):
+        assert f"test/{metric} " in found["imputation"]
+    for metric in ("auroc", "event_recall_z_score", "best_f1_seasonal_difference"):
+        assert f"test/{metric} " in found["anomalies"]
+    table = pl.read_parquet(ROOT / "timeseries/samples/household_power.parquet")
+    filled, scored = (load_predictions(tmp_path / c).collect() for c in ("imputation", "anomalies"))
+    keys = ["stamp", "channel"]
+    assert len(filled.unique(keys)) == len(filled) == table.null_count().sum_horizontal().item()
+    assert len(scored.unique(keys)) == len(scored) == 7 * len(table)
+    assert scored["score"].null_count() == len(filled)
 
 
 def test_pretraining_runs_and_a_forecaster_starts_from_it(server: Server) -> None:

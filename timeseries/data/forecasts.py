@@ -103,6 +103,10 @@ class ForecastWindows(RecordDataModule):
     def all_series(self, path: Path) -> list[Series]:
         """All series of a table; read once."""
         self.protocol.check()
+        if "keep" in (self.policies.gaps, self.policies.missing):
+            raise UsageError(
+                "data.policies: a forecast needs every value; give previous or linear, not keep"
+            )
         if path not in self.kept:
             time, name, targets = self.columns
             if targets is None and self.fitted is not None:

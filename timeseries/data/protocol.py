@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -57,18 +58,87 @@ class Protocol:
         """Rows [start, end) of train, val and test. Raises UsageError for borders out of order and
         sizes below 1."""
         self.check()
-        ends = [_row(series, border) for border in (self.train_end, self.val_end, self.test_end)]
-        if not 0 < ends[0] <= ends[1] <= ends[2] <= len(series):
-            raise UsageError(
-                f"series {series.name!r} has {len(series)} rows; the borders of data.protocol are "
-                f"rows {ends[0]}, {ends[1]}, {ends[2]}, and must rise and lie within it"
-            )
-        return {"train": (0, ends[0]), "val": (ends[0], ends[1]), "test": (ends[1], ends[2])}
+        return _spans(series, "protocol", self.train_end, self.val_end, self.test_end)
 
     def origins(self, span: tuple[int, int], stride: int = 1) -> range:
         """Rows at which a forecast begins whose horizon lies within ``span``."""
         start, end = span
         return range(max(start, self.lookback), end - self.horizon + 1, stride)
+
+
+class Tile(NamedTuple):
+    """A window of rows from ``start`` on, of which rows [first, end) are its own."""
+
+    start: int
+    first: int
+    end: int
+
+
+@dataclass
+class Tiling:
+    """How series are cut into windows that look at both sides of what they fill in.
+
+    All of a window lies within one split. Where windows overlap, each stamp belongs to the one
+    whose middle is nearer, so that every stamp is decided once. A span shorter than a window is one
+    window with nothing behind its end.
+
+    Args:
+        length: steps of a window.
+        overlap: steps that a window shares with the next one, in validation, test and prediction.
+        stride: steps between the beginnings of training windows.
+        train_end: where training ends, as in ``Protocol``: a share, rows or a stamp.
+        val_end: the same for validation.
+        test_end: the same for the test; null is the end.
+        scale: as in ``Protocol``.
+    """
+
+    length: int = 168
+    overlap: int = 84
+    stride: int = 24
+    train_end: Border = 0.7
+    val_end: Border = 0.8
+    test_end: Border | None = None
+    scale: Literal["standard", "none"] = "standard"
+
+    def check(self) -> None:
+        """Raises UsageError for sizes that do not go together."""
+        for name in ("length", "stride"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"data.tiling.{name} is {getattr(self, name)}; it must be >= 1")
+        if not 0 <= self.overlap < self.length:
+            raise UsageError(
+                f"data.tiling.overlap is {self.overlap}; give at least 0 and less than the length "
+                f"of {self.length}"
+            )
+
+    def spans(self, series: Series) -> dict[str, tuple[int, int]]:
+        """Rows [start, end) of train, val and test. Raises UsageError for borders out of order and
+        sizes that do not go together."""
+        self.check()
+        return _spans(series, "tiling", self.train_end, self.val_end, self.test_end)
+
+    def tiles(self, span: tuple[int, int], stride: int | None = None) -> list[Tile]:
+        """Windows whose own rows are those of ``span`` [start, end), each once. ``stride`` steps
+        lie between their beginnings, by default the length less the overlap; fewer before the last
+        one, which ends with the span."""
+        start, end = span
+        if end <= start:
+            return []
+        last = max(start, end - self.length)
+        begins = [*range(start, last, stride or self.length - self.overlap), last]
+        # the middle of what two neighbours share
+        borders = [(b + a + self.length) // 2 for a, b in itertools.pairwise(begins)]
+        return [Tile(*of) for of in zip(begins, [start, *borders], [*borders, end], strict=True)]
+
+
+def _spans(series: Series, section: str, *borders: Border | None) -> dict[str, tuple[int, int]]:
+    ends = [_row(series, border) for border in borders]
+    if not 0 < ends[0] <= ends[1] <= ends[2] <= len(series):
+        raise UsageError(
+            f"series {series.name!r} has {len(series)} rows; the borders of data.{section} are "
+            f"rows {ends[0]}, {ends[1]}, {ends[2]}, and must rise and lie within it"
+        )
+    return {"train": (0, ends[0]), "val": (ends[0], ends[1]), "test": (ends[1], ends[2])}
 
 
 def _row(series: Series, border: Border | None) -> int:

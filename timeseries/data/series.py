@@ -25,14 +25,16 @@ class Policies:
     ``unsorted``: stamps that go back. ``duplicates``: one stamp twice in a series. ``gaps``: stamps
     missing from the grid; ``previous`` and ``linear`` fill them. ``missing``: empty values, filled
     alike; ``linear`` looks at the value that comes next, which a forecast would not know yet.
+    ``keep`` leaves them empty, for tasks that fill them in or pass over them; gaps so kept are
+    rows of empty values, which ``missing`` fills if it fills any.
     ``short``: series without room for one window; a forecast needs room for its look-back only.
     Infinite values, stamps off the grid and unreadable cells always fail.
     """
 
     unsorted: Literal["fail", "sort"] = "fail"
     duplicates: Literal["fail", "first", "last", "mean"] = "fail"
-    gaps: Literal["fail", "previous", "linear"] = "fail"
-    missing: Literal["fail", "previous", "linear"] = "fail"
+    gaps: Literal["fail", "previous", "linear", "keep"] = "fail"
+    missing: Literal["fail", "previous", "linear", "keep"] = "fail"
     short: Literal["fail", "skip"] = "fail"
 
 
@@ -321,7 +323,8 @@ def common_frequency(parts: Iterable[Rows], given: str | None) -> str | None:
 
 
 def regular(rows: Rows, step: str | None, policies: Policies) -> Series:
-    """One series with a row for every stamp of its grid and a number in every cell."""
+    """One series with a row for every stamp of its grid, and a number in every cell unless
+    ``policies`` keep empty ones."""
     if step is None:
         place = rows.stamp - rows.stamp[0]
         usual = most_common(np.diff(place)) if len(place) > 1 else 1
@@ -337,7 +340,8 @@ def regular(rows: Rows, step: str | None, policies: Policies) -> Series:
     end = int(place[~rows.ahead()][-1]) + 1  # behind it nothing is known of the targets
     rows = _without_gaps(rows, place, step, policies) if place[-1] >= len(place) else rows
     past = rows.take(slice(end))
-    if np.isnan(past.values).any():
+    # with "fail" what is still empty is a gap that was kept
+    if policies.missing not in ("fail", "keep") and np.isnan(past.values).any():
         for channel in past.values.T:
             _fill(channel, np.isnan(channel), policies.missing)
         every = np.ones(end, bool)
@@ -374,8 +378,9 @@ def _without_gaps(
     gap[place] = False
     values = np.full((length, rows.values.shape[1]), np.nan)
     values[place] = rows.values
-    for channel in values.T:
-        _fill(channel, gap, policies.gaps)
+    if policies.gaps != "keep":
+        for channel in values.T:
+            _fill(channel, gap, policies.gaps)
     # a row that was not there goes by the number of the next one that was
     number = rows.number[np.searchsorted(place, np.arange(length))]
     which = np.full(length, rows.which[0])

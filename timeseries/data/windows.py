@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from core.jobs.errors import DataError
 from timeseries.data import calendar
 from timeseries.data.covariates import Covariates, FittedCovariates, moments, static_columns
-from timeseries.data.protocol import Protocol
+from timeseries.data.protocol import Protocol, Tiling
 from timeseries.data.series import Series
 
 
@@ -32,17 +32,20 @@ class Scale:
 
     @classmethod
     def fit(cls, values: NDArray[np.float64], season: int, standard: bool) -> Scale:
-        """From the training span (time, channels). A constant channel gets the deviation 1."""
+        """From the training span (time, channels). A constant channel gets the deviation 1. Empty
+        values are passed over; each channel has some."""
         channels = values.shape[1]
         mean, std = np.zeros(channels), np.ones(channels)
         if standard:
             # rounding gives a constant channel a deviation as well
-            constant = values.max(0) == values.min(0)
-            mean, std = values.mean(0), np.where(constant, 1.0, values.std(0))
+            constant = np.nanmax(values, 0) == np.nanmin(values, 0)
+            mean, std = np.nanmean(values, 0), np.where(constant, 1.0, np.nanstd(values, 0))
         lag = season if len(values) > season else 1
-        error = (
-            np.abs(values[lag:] - values[:-lag]).mean(0) if len(values) > 1 else np.ones(channels)
-        )
+        error = np.ones(channels)
+        if len(values) > 1:
+            steps = np.abs(values[lag:] - values[:-lag])
+            known = ~np.isnan(steps)
+            error = np.where(known, steps, 0).sum(0) / known.sum(0).clip(1)
         return cls(mean, std, np.where(error > 0, error, 1.0))
 
 
@@ -102,7 +105,9 @@ def _steps(frequency: str | None) -> str:
     return "numbered rows" if frequency is None else f"steps of {frequency}"
 
 
-def fit(series: Sequence[Series], protocol: Protocol, columns: Covariates | None = None) -> Fitted:
+def fit(
+    series: Sequence[Series], protocol: Protocol | Tiling, columns: Covariates | None = None
+) -> Fitted:
     """Scales from the training spans alone, those of the covariates ``columns`` as well."""
     season = calendar.season(series[0].frequency)
     fitted = Fitted(series[0].channels, series[0].frequency)
@@ -117,7 +122,7 @@ def fit(series: Sequence[Series], protocol: Protocol, columns: Covariates | None
 
 
 def _fit_covariates(
-    series: Sequence[Series], protocol: Protocol, columns: Covariates
+    series: Sequence[Series], protocol: Protocol | Tiling, columns: Covariates
 ) -> FittedCovariates:
     ends = [protocol.spans(one)["train"][1] for one in series]
     mean, std = moments(

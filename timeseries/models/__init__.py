@@ -1,9 +1,10 @@
-"""Forecasters and classifiers."""
+"""Forecasters, classifiers and what fills in."""
 
 from timeseries.models.autoformer import Autoformer
 from timeseries.models.classifier import MixerClassifier
 from timeseries.models.dlinear import DLinear
 from timeseries.models.events import EventModel
+from timeseries.models.imputer import MixerImputer
 from timeseries.models.informer import Informer
 from timeseries.models.lmuformer import LMUFormer
 from timeseries.models.mixer import MixerForecaster
@@ -32,6 +33,7 @@ __all__ = [
     "LMUFormer",
     "MixerClassifier",
     "MixerForecaster",
+    "MixerImputer",
     "NHiTS",
     "PatchTSMixer",
     "PatchTSMixerPretraining",

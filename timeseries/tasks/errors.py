@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import polars as pl
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 _KINDS = ("mse", "mae", "mse_original", "mae_original", "mase")
+_HIDDEN = _KINDS[:4]
 
 
 def point_errors(
@@ -162,3 +164,73 @@ def seasonal_naive(past: Tensor, horizon: int, season: int) -> Tensor:
     season = season if season <= past.shape[1] else 1
     index = torch.arange(horizon, device=past.device) % season
     return past[:, -season:][:, index]
+
+
+class HiddenErrors(Metric):
+    """Errors of values that were hidden, by method, kind of mask and channel, on both scales.
+
+    Update with what each method filled in, the truth and which of it counts (batch, time,
+    channels), standardised; the number of the kind (batch,) and the scale's ``std`` (batch,
+    channels).
+    """
+
+    full_state_update = False
+    sums: Tensor
+    values: Tensor
+
+    def __init__(self, methods: Sequence[str], kinds: Sequence[str], channels: int) -> None:
+        super().__init__()
+        self.methods, self.kinds, self.channels = tuple(methods), tuple(kinds), channels
+        shape = (len(methods), len(_HIDDEN), len(kinds), channels)
+        self.add_state("sums", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+        values = torch.zeros(shape[2:], dtype=torch.long)
+        self.add_state("values", values, dist_reduce_fx="sum")
+
+    def update(
+        self, fills: dict[str, Tensor], truth: Tensor, counts: Tensor, kind: Tensor, std: Tensor
+    ) -> None:
+        self.values.index_add_(0, kind, counts.sum(1))
+        for at, method in enumerate(self.methods):
+            error = torch.where(counts, fills[method].double() - truth.double(), 0)
+            original = error * std.double()[:, None]
+            found = (error**2, error.abs(), original**2, original.abs())
+            sums = torch.stack([x.sum(1) for x in found])
+            self.sums[at].index_add_(1, kind, sums)
+
+    def compute(self) -> Tensor:
+        """(methods, measures, kinds, channels), not a number where nothing was hidden."""
+        return self.sums / self.values
+
+    def totals(self) -> dict[str, Tensor]:
+        """Means over values: ``mse`` of all kinds, ``mse_points`` of one, ``mse_points_linear`` of
+        a method that is not the model."""
+        values = self.values.sum(1)
+        found = {}
+        for method, sums in zip(self.methods, self.sums.sum(3), strict=True):
+            ending = "" if method == "model" else f"_{method}"
+            for measure, by_kind in zip(_HIDDEN, sums, strict=True):
+                found[f"{measure}{ending}"] = (by_kind.sum() / values.sum()).float()
+                if measure.endswith("original"):  # of other units a channel; the table has them
+                    continue
+                for name, total, count in zip(self.kinds, by_kind, values, strict=True):
+                    if count:
+                        found[f"{measure}_{name}{ending}"] = (total / count).float()
+        return found
+
+    def table(self, channels: Sequence[str]) -> pl.DataFrame:
+        """A row for each kind of mask, channel and method."""
+        means, values = self.compute().cpu(), self.values.tolist()
+        rows = [
+            {
+                "mask": kind,
+                "channel": channel,
+                "method": method,
+                "values": values[k][c],
+                **dict(zip(_HIDDEN, means[m, :, k, c].tolist(), strict=True)),
+            }
+            for k, kind in enumerate(self.kinds)
+            for c, channel in enumerate(channels)
+            for m, method in enumerate(self.methods)
+            if values[k][c]
+        ]
+        return pl.DataFrame(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 _INK = "#2b6cb0"
 _PALE = "#a0aec0"
 _DARK = "#2d3748"
+_WARM = "#dd6b20"
 _ROWS = 1 << 40  # stamps above are dates: 12 days after 1970, in microseconds
 
 
@@ -30,14 +32,101 @@ class Shown:
     high: NDArray
 
 
+@dataclass(frozen=True)
+class Gap:
+    """One channel of a window, all (time,) in the data's units: ``values`` with what was
+    ``hidden``, not a number where missing, and what a model and linear interpolation filled in."""
+
+    stamps: NDArray
+    channel: str
+    values: NDArray
+    hidden: NDArray
+    filled: NDArray
+    linear: NDArray
+
+
+def imputation_figure(gaps: Mapping[str, Gap]) -> Figure:
+    """What was hidden and what was put there, a panel a kind of mask."""
+    figure = Figure(figsize=(12, 2.8 * max(1, len(gaps))), layout="constrained")
+    panels = figure.subplots(max(1, len(gaps)), 1, squeeze=False)[:, 0]
+    for panel, (kind, gap) in zip(panels, gaps.items(), strict=False):
+        stamps = _dates(gap.stamps)
+        lines = {"linear interpolation": (gap.linear, _WARM), "model": (gap.filled, _INK)}
+        for number, (begin, end) in enumerate(_runs(gap.hidden)):
+            first = number == 0  # the others have the same names
+            at, around = slice(begin, end), slice(max(0, begin - 1), end + 1)
+            label = "hidden truth" if first else None
+            panel.plot(stamps[around], gap.values[around], color=_DARK, ls=":", label=label)
+            for name, (filled, color) in lines.items():
+                label = name if first else None
+                style: Any = {"color": color, "marker": "o", "markersize": 3, "label": label}
+                panel.plot(stamps[at], filled[at], **style)
+        seen = np.where(gap.hidden, np.nan, gap.values)
+        panel.plot(stamps, seen, color=_PALE, marker=".", markersize=3, label="seen")
+        panel.set_title(f"{kind}: {gap.channel}", fontsize=9, loc="left")
+        panel.tick_params("x", labelsize=8)
+        panel.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, fontsize=8, frameon=False)
+    return figure
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Some stamps of a series, all (stamps,): one channel's ``values`` and what was ``expected``,
+    in the data's units; the ``score`` of the stamp, above 1 for an alarm; whether it is
+    ``anomalous`` as far as anybody knows."""
+
+    stamps: NDArray
+    title: str
+    values: NDArray
+    expected: NDArray
+    score: NDArray
+    anomalous: NDArray
+
+
+def anomalies_figure(panels: Sequence[Watched]) -> Figure:
+    """Values, what was expected and alarms, above the scores, for each panel."""
+    count = max(1, len(panels))
+    figure = Figure(figsize=(12, 3.4 * count), layout="constrained")
+    rows = figure.subplots(2 * count, 1, height_ratios=[3, 1] * count)
+    for number, panel in enumerate(panels):
+        above, below = rows[2 * number], rows[2 * number + 1]
+        stamps, alarm = _dates(panel.stamps), panel.score > 1
+        above.plot(stamps, panel.values, color=_DARK, label="values")
+        above.plot(stamps, panel.expected, color=_INK, label="expected")
+        above.plot(stamps[alarm], panel.values[alarm], "o", color=_WARM, label="alarm")
+        for axes in (above, below):
+            for run, (begin, end) in enumerate(_runs(panel.anomalous)):
+                label = "anomaly" if run == 0 else None
+                span = stamps[[begin, end - 1]]
+                axes.axvspan(*span, color=_PALE, alpha=0.35, linewidth=2, label=label)
+        below.plot(stamps, panel.score, color=_INK)
+        below.axhline(1, color=_WARM, ls="--")
+        below.set(yscale="log", ylabel="score")
+        above.set_title(panel.title, fontsize=9, loc="left")
+        above.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, fontsize=8, frameon=False)
+        above.sharex(below)
+        above.tick_params("x", labelbottom=False)
+    return figure
+
+
+def _runs(mask: NDArray) -> list[tuple[int, int]]:
+    """Rows [begin, end) of each run of true values."""
+    edges = np.flatnonzero(np.diff(mask.astype(int), prepend=0, append=0))
+    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _dates(stamps: NDArray) -> NDArray:
+    """Microseconds since 1970 as dates; row numbers as they are."""
+    dated = stamps.dtype.kind != "M" and stamps[0] > _ROWS
+    return stamps.astype("datetime64[us]") if dated else stamps
+
+
 def forecasts_figure(windows: Sequence[Shown], levels: Sequence[float]) -> Figure:
     """Forecast fans against what happened, a panel a window."""
     figure = Figure(figsize=(12, 2.6 * max(1, len(windows))), layout="constrained")
     panels = figure.subplots(max(1, len(windows)), 1, squeeze=False)[:, 0]
     for panel, window in zip(panels, windows, strict=False):
-        stamps = window.stamps
-        if stamps[0] > _ROWS:
-            stamps = stamps.astype("datetime64[us]")
+        stamps = _dates(window.stamps)
         before, after = np.split(stamps, [len(window.past)])
         panel.plot(before, window.past, color=_PALE, label="look-back")
         panel.plot(after, window.future, color=_DARK, label="what happened")
