@@ -414,10 +414,12 @@ def measure(args: argparse.Namespace) -> None:
         "shape": asdict(shape),
         "tokens": sum(lengths),
         "longest": max(lengths),
-        "encoders": encoders(shape, device, args.compile),
-        "operations": operations(shape, device),
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    report["operations"] = []
+    report["encoders"] = encoders(shape, device, args.compile)
+    args.out.write_text(json.dumps(report, indent=1) + "\n")  # a stopped run keeps this part
+    report["operations"] = operations(shape, device)
     args.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
