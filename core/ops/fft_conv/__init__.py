@@ -11,7 +11,7 @@ from core.ops.dispatch import use_triton
 from core.ops.fft_conv import spectral
 from core.ops.fft_conv.reference import fft_conv_reference
 
-__all__ = ["fft_conv", "fft_conv_reference"]
+__all__ = ["fft_conv", "fft_conv_history", "fft_conv_reference"]
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -25,6 +25,7 @@ def fft_conv(
     post_gate: Tensor | None = None,
     reverse_k: Tensor | None = None,
     circular: bool = False,
+    history: Tensor | None = None,
 ) -> Tensor:
     """y_t = post_gate_t (sum_s k_s v_{t-s} + sum_s reverse_k_s v_{t+s} + skip v_t), v = pre_gate u.
 
@@ -32,12 +33,24 @@ def fft_conv(
     taps of its own); skip: (channels,). At most ``length`` taps. v is zero outside the sequence or,
     with ``circular``, periodic (then no ``reverse_k``). Both filters' taps 0 count at s = 0.
 
+    ``history`` (batch, channels, past) holds the v right before position 0, of a sequence that is
+    fed in pieces; taps may then reach ``past`` further. `fft_conv_history` makes that of the next
+    piece.
+
     Computes in float32 (float64 for a float64 ``u``) and returns the dtype of ``u``. Differentiable
     once in every tensor; only the inputs are kept for the backward pass. Raises ValueError naming
     the argument for shapes, dtypes and devices that do not fit. The operator: Poli et al. 2023,
     "Hyena Hierarchy", arXiv 2302.10866.
     """
-    _check(u, k, skip, pre_gate, post_gate, reverse_k, circular)
+    _check(u, k, skip, pre_gate, post_gate, reverse_k, circular, history)
+    past = 0 if history is None else history.shape[-1]
+    if history is not None:
+        # positions before the piece: gated already, and their outputs are dropped
+        u = torch.cat([history.to(u.dtype), u], 2)
+        if pre_gate is not None:
+            pre_gate = torch.nn.functional.pad(pre_gate, (past, 0), value=1.0)
+        if post_gate is not None:
+            post_gate = torch.nn.functional.pad(post_gate, (past, 0))
     dtype = torch.promote_types(u.dtype, torch.float32)
     h, zero = k.to(dtype), 0
     if reverse_k is not None:
@@ -48,7 +61,18 @@ def fft_conv(
     if skip is not None:
         skip = skip.to(dtype)
     y: Tensor = _fft_conv(u, h, skip, pre_gate, post_gate, zero, circular)
-    return y
+    return y[..., past:] if past else y
+
+
+def fft_conv_history(
+    u: Tensor, taps: int, *, pre_gate: Tensor | None = None, history: Tensor | None = None
+) -> Tensor:
+    """What `fft_conv` of the next piece needs of this one and those before: the last ``taps`` - 1
+    values of pre_gate u, or as many as there are, in the dtype of ``u``."""
+    v = u if pre_gate is None else (pre_gate * u).to(u.dtype)
+    if history is not None:
+        v = torch.cat([history.to(v.dtype), v], 2)
+    return v[..., max(0, v.shape[-1] - taps + 1) :]
 
 
 def _check(
@@ -59,6 +83,7 @@ def _check(
     post_gate: Tensor | None,
     reverse_k: Tensor | None,
     circular: bool,
+    history: Tensor | None,
 ) -> None:
     if u.ndim != 3 or u.shape[-1] < 1 or u.dtype not in DTYPES:
         raise ValueError(
@@ -68,12 +93,22 @@ def _check(
     if circular and reverse_k is not None:
         raise ValueError("fft_conv: reverse_k is not defined for circular=True; drop one of them")
     channels, length = u.shape[1:]
+    reach = length
+    if history is not None:
+        if circular or reverse_k is not None:
+            raise ValueError("fft_conv: history is for causal filters; drop circular and reverse_k")
+        if history.ndim != 3 or history.shape[:2] != u.shape[:2]:
+            raise ValueError(
+                f"fft_conv: history must be ({u.shape[0]}, {channels}, past), "
+                f"got {tuple(history.shape)}"
+            )
+        reach += history.shape[-1]
     for name, x in (("k", k), ("reverse_k", reverse_k)):
         if x is None:
             continue
-        if x.ndim != 2 or x.shape[0] != channels or not 1 <= x.shape[1] <= length:
+        if x.ndim != 2 or x.shape[0] != channels or not 1 <= x.shape[1] <= reach:
             raise ValueError(
-                f"fft_conv: {name} must be ({channels}, taps) with 1 to {length} taps for u of "
+                f"fft_conv: {name} must be ({channels}, taps) with 1 to {reach} taps for u of "
                 f"{tuple(u.shape)}, got {tuple(x.shape)}"
             )
     for name, x, shape in (
@@ -89,6 +124,7 @@ def _check(
         ("skip", skip),
         ("pre_gate", pre_gate),
         ("post_gate", post_gate),
+        ("history", history),
     ):
         if x is None:
             continue

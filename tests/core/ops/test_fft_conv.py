@@ -11,7 +11,7 @@ from fft_conv_cases import OPTIONS, Case, check
 from tolerances import RMS_LIMIT
 from torch import Tensor
 
-from core.ops.fft_conv import fft_conv, fft_conv_reference, spectral
+from core.ops.fft_conv import fft_conv, fft_conv_history, fft_conv_reference, spectral
 
 LENGTHS = [1, 7, 63, 64, 65, 130]
 HALF = [torch.bfloat16, torch.float16]
@@ -143,6 +143,31 @@ def test_strided_inputs() -> None:
         torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("taps", [1, 6, 33])
+def test_pieces_with_history_equal_the_whole(taps: int) -> None:
+    """Values and gradients, with pieces shorter and longer than the filter."""
+    case = Case(length=33, taps=taps, skip=True, pre_gate=True, post_gate=True)
+    tensors = {name: x.requires_grad_() for name, x in case.inputs(torch.float64).items()}
+    whole = fft_conv(**tensors)
+
+    history, pieces = None, []
+    for start, stop in ((0, 1), (1, 4), (4, 24), (24, 33)):
+        cut = {name: tensors[name][..., start:stop] for name in ("u", "pre_gate", "post_gate")}
+        # a piece cannot reach further back than the sequence does
+        k = tensors["k"][
+            :, : stop if history is None else min(taps, history.shape[-1] + stop - start)
+        ]
+        pieces.append(fft_conv(**cut, k=k, skip=tensors["skip"], history=history))
+        history = fft_conv_history(cut["u"], taps, pre_gate=cut["pre_gate"], history=history)
+        assert history.shape[-1] == min(taps - 1, stop)
+    together = torch.cat(pieces, 2)
+    torch.testing.assert_close(together, whole)
+    dy = torch.randn_like(whole)
+    leaves = list(tensors.values())
+    got, expected = (torch.autograd.grad(y, leaves, dy) for y in (together, whole))
+    torch.testing.assert_close(got, expected)
+
+
 def test_only_inputs_are_kept() -> None:
     case = Case(batch=3, channels=4, length=100, pre_gate=True, post_gate=True)
     tensors = {name: x.requires_grad_() for name, x in case.inputs(torch.float32).items()}
@@ -227,6 +252,9 @@ def test_autocast() -> None:
         ({"post_gate": torch.ones(3, 8)}, r"post_gate must be \(2, 3, 8\), got \(3, 8\)"),
         ({"reverse_k": torch.ones(3, 9)}, r"reverse_k must be \(3, taps\) with 1 to 8 taps"),
         ({"reverse_k": torch.ones(3, 8), "circular": True}, "reverse_k is not defined"),
+        ({"history": torch.ones(2, 3, 4), "circular": True}, "history is for causal filters"),
+        ({"history": torch.ones(2, 4, 4)}, r"history must be \(2, 3, past\), got \(2, 4, 4\)"),
+        ({"history": torch.ones(2, 3, 4), "k": torch.ones(3, 13)}, "with 1 to 12 taps"),
         ({"skip": torch.ones(3, device="meta")}, "skip must be floating point on cpu, .* on meta"),
     ],
 )
