@@ -223,12 +223,12 @@ class JobCLI(LightningCLI):
     def _open_run(self, config: tracking.TrackingConfig) -> None:
         if self.folder is not None:
             uri = self.folder.run.tracking_uri
-            with tracking.readable_errors(uri):
+            with tracking.readable_errors(uri), tracking.one_at_a_time(uri):
                 tracking.sweep(uri, self.domain)
                 self._take_up(self.folder)
             return
         uri = tracking.tracking_uri(config)
-        with tracking.readable_errors(uri):
+        with tracking.readable_errors(uri), tracking.one_at_a_time(uri):
             tracking.sweep(uri, self.domain)
             self.folder = self._new_run(uri, config)
             self.tracker = tracking.RunLogger(uri, self.folder.run.run_id, self.folder.path)

@@ -112,7 +112,7 @@ def parent_run(
     uri = tracking.tracking_uri(config)
     tags = {"domain": domain, "command": name, **provenance.git_state(), **provenance.versions()}
     tags |= provenance.process_tags()
-    with tracking.readable_errors(uri):
+    with tracking.readable_errors(uri), tracking.one_at_a_time(uri):
         root = Path(config.root) / "artifacts"
         run_id = tracking.create_run(uri, f"{domain}/{name}", name, tags, root)
     client, state, before = MlflowClient(uri), "FAILED", os.environ.get("MLFLOW_RUN_ID")

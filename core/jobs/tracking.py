@@ -97,6 +97,28 @@ def readable_errors(uri: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def one_at_a_time(uri: str) -> Iterator[None]:
+    """Holds back other commands on this machine that open the same local file: MLflow makes the
+    tables of a new one without a lock, and two that begin together would both fail."""
+    if not uri.startswith("sqlite:") or os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    file = Path(uri.removeprefix("sqlite:///"))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        opened = file.open("ab")
+    except OSError as error:
+        raise UsageError(
+            f"tracking at {uri}: {error.strerror}; check tracking.uri and MLFLOW_TRACKING_URI"
+        ) from error
+    with opened as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # sqlite's own locks are of another kind
+        yield
+
+
 class RunLogger(MLFlowLogger):
     """One existing MLflow run.
 
@@ -227,8 +249,6 @@ def create_run(
     from mlflow.tracking import MlflowClient
 
     local = uri.startswith("sqlite:")
-    if local:
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     client = MlflowClient(uri)
     found = client.get_experiment_by_name(experiment)
     if found is not None and found.lifecycle_stage == "deleted":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,6 +161,32 @@ def test_address_is_absolute_and_read_when_asked(
     for folder in ("file:///a/mlruns", "mlruns"):
         with pytest.raises(UsageError, match="no longer writes; use sqlite:///"):
             tracking_uri(TrackingConfig(uri=folder))
+
+
+def test_commands_that_begin_together_share_a_new_file(tmp_path: Path) -> None:
+    """MLflow alone fails here: each makes the tables of the file that it finds empty."""
+    opened = (
+        "import sys; from pathlib import Path; from core.jobs import tracking\n"
+        "uri = tracking.tracking_uri(tracking.TrackingConfig(uri=sys.argv[1]))\n"
+        "with tracking.readable_errors(uri), tracking.one_at_a_time(uri):\n"
+        "    print(tracking.create_run(uri, 'domain/task', 'name', {}, Path('artifacts')))\n"
+    )
+    command = [sys.executable, "-c", opened, f"sqlite:///{tmp_path}/folder/mlflow.db"]
+    started = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    said = [process.communicate() for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], said
+    assert len({out for out, _ in said}) == 3
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    uri = f"sqlite:///{tmp_path}/taken/mlflow.db"
+    with pytest.raises(UsageError, match=r"taken/mlflow.db: .*; check tracking.uri"):  # noqa: SIM117
+        with tracking.one_at_a_time(uri):
+            pass
 
 
 def test_errors_of_a_server_hide_its_password() -> None:
