@@ -9,7 +9,7 @@ from torch import Tensor
 
 from core.ops.dispatch import use_triton
 from core.ops.fft_conv import spectral
-from core.ops.fft_conv.reference import fft_conv_reference
+from core.ops.fft_conv.reference import band_limited, fft_conv_reference
 
 __all__ = ["fft_conv", "fft_conv_history", "fft_conv_reference"]
 
@@ -26,6 +26,7 @@ def fft_conv(
     reverse_k: Tensor | None = None,
     circular: bool = False,
     history: Tensor | None = None,
+    band: float = 1.0,
 ) -> Tensor:
     """y_t = post_gate_t (sum_s k_s v_{t-s} + sum_s reverse_k_s v_{t+s} + skip v_t), v = pre_gate u.
 
@@ -37,12 +38,17 @@ def fft_conv(
     fed in pieces; taps may then reach ``past`` further. `fft_conv_history` makes that of the next
     piece.
 
+    ``band`` 1/2 or 1/4 keeps that share of the frequencies alone, the lowest: those below ``band``
+    / 2 of the sampling rate on the grid (k + 1/4) / N of a power of two N (`plan.transform_size`).
+    The result is not causal any more. Where matrices multiply (bfloat16 on a GPU) the rest is not
+    computed.
+
     Computes in float32 (float64 for a float64 ``u``) and returns the dtype of ``u``. Differentiable
     once in every tensor; only the inputs are kept for the backward pass. Raises ValueError naming
     the argument for shapes, dtypes and devices that do not fit. The operator: Poli et al. 2023,
     "Hyena Hierarchy", arXiv 2302.10866.
     """
-    _check(u, k, skip, pre_gate, post_gate, reverse_k, circular, history)
+    _check(u, k, skip, pre_gate, post_gate, reverse_k, circular, history, band)
     past = 0 if history is None else history.shape[-1]
     if history is not None:
         # positions before the piece: gated already, and their outputs are dropped
@@ -60,7 +66,10 @@ def fft_conv(
         zero = reverse.shape[1] - 1
     if skip is not None:
         skip = skip.to(dtype)
-    y: Tensor = _fft_conv(u, h, skip, pre_gate, post_gate, zero, circular)
+    if band < 1 and not _takes_monarch(u, h, circular, band):
+        h = band_limited(h, zero, u.shape[-1], band)
+        zero, band = u.shape[-1] - 1, 1.0
+    y: Tensor = _fft_conv(u, h, skip, pre_gate, post_gate, zero, circular, band)
     return y[..., past:] if past else y
 
 
@@ -84,6 +93,7 @@ def _check(
     reverse_k: Tensor | None,
     circular: bool,
     history: Tensor | None,
+    band: float,
 ) -> None:
     if u.ndim != 3 or u.shape[-1] < 1 or u.dtype not in DTYPES:
         raise ValueError(
@@ -92,6 +102,10 @@ def _check(
         )
     if circular and reverse_k is not None:
         raise ValueError("fft_conv: reverse_k is not defined for circular=True; drop one of them")
+    if band not in (1.0, 0.5, 0.25) or (band < 1 and (circular or history is not None)):
+        raise ValueError(
+            f"fft_conv: band must be 1, 1/2 or 1/4, and 1 with circular or history, got {band}"
+        )
     channels, length = u.shape[1:]
     reach = length
     if history is not None:
@@ -135,12 +149,12 @@ def _check(
             )
 
 
-def _takes_monarch(u: Tensor, h: Tensor, circular: bool) -> bool:
+def _takes_monarch(u: Tensor, h: Tensor, circular: bool, band: float) -> bool:
     if not use_triton(u):
         return False
     from core.ops.fft_conv import monarch
 
-    return monarch.fits(u, h.shape[1], circular)
+    return monarch.fits(u, h.shape[1], circular, band)
 
 
 def _steps(u: Tensor) -> spectral.Steps:
@@ -160,11 +174,12 @@ def _fft_conv(
     post_gate: Tensor | None,
     zero: int,
     circular: bool,
+    band: float,
 ) -> Tensor:
-    if _takes_monarch(u, h, circular):
+    if _takes_monarch(u, h, circular, band):
         from core.ops.fft_conv import monarch
 
-        return monarch.forward(u, h, skip, pre_gate, post_gate, zero)
+        return monarch.forward(u, h, skip, pre_gate, post_gate, zero, band)
     steps = _steps(u)
     return spectral.forward(u, h, skip, pre_gate, post_gate, zero, circular, steps)
 
@@ -178,6 +193,7 @@ def _(
     post_gate: Tensor | None,
     zero: int,
     circular: bool,
+    band: float,
 ) -> Tensor:
     return u.new_empty(u.shape)
 
@@ -192,12 +208,13 @@ def _fft_conv_backward(
     post_gate: Tensor | None,
     zero: int,
     circular: bool,
+    band: float,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if _takes_monarch(u, h, circular):
+    if _takes_monarch(u, h, circular, band):
         from core.ops.fft_conv import monarch
 
-        return monarch.backward(dy, u, h, skip, pre_gate, post_gate, zero, wanted)
+        return monarch.backward(dy, u, h, skip, pre_gate, post_gate, zero, wanted, band)
     steps = _steps(u)
     return spectral.backward(dy, u, h, skip, pre_gate, post_gate, zero, circular, wanted, steps)
 
@@ -212,20 +229,23 @@ def _(
     post_gate: Tensor | None,
     zero: int,
     circular: bool,
+    band: float,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return spectral.empty_gradients(u, h, skip, pre_gate, post_gate, wanted)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.zero, ctx.circular = inputs
+    *tensors, ctx.zero, ctx.circular, ctx.band = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     wanted = list(ctx.needs_input_grad[:5])
-    gradients = _fft_conv_backward(dy, *ctx.saved_tensors, ctx.zero, ctx.circular, wanted)
-    return (*(g if want else None for g, want in zip(gradients, wanted, strict=True)), None, None)
+    options = (ctx.zero, ctx.circular, ctx.band)
+    gradients = _fft_conv_backward(dy, *ctx.saved_tensors, *options, wanted)
+    some = (g if want else None for g, want in zip(gradients, wanted, strict=True))
+    return (*some, None, None, None)
 
 
 _fft_conv.register_autograd(_differentiate, setup_context=_setup_context)

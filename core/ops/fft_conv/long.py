@@ -12,6 +12,7 @@ from torch import Tensor
 from core.ops.fft_conv import long_kernel
 from core.ops.fft_conv.plan import (
     Gradients,
+    Passes,
     Spectrum,
     Targets,
     Tile,
@@ -22,7 +23,6 @@ from core.ops.fft_conv.plan import (
     rows_of,
     strides,
     tile_constants,
-    tile_of,
 )
 
 # Numbers of an intermediate; each takes 4 bytes. The backward pass has two of them at a time.
@@ -39,7 +39,7 @@ def forward(
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
     zero: int,
-    how: tuple[int, int],
+    how: Passes,
 ) -> Tensor:
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     rows, filters = _Rows.of(u, pre_gate), _filters(h, zero)
@@ -61,7 +61,7 @@ def backward(
     post_gate: Tensor | None,
     zero: int,
     wanted: Sequence[bool],
-    how: tuple[int, int],
+    how: Passes,
     gradients: Gradients,
 ) -> None:
     _, dh, dskip, _, dpost = gradients
@@ -101,10 +101,10 @@ def powers(largest: Tensor) -> tuple[Tensor, Tensor]:
     return power.view(torch.float32), inverse.view(torch.float32)
 
 
-def _chunks(u: Tensor, how: tuple[int, int], most: int) -> list[slice]:
+def _chunks(u: Tensor, how: Passes, most: int) -> list[slice]:
     """Channels in parts whose intermediates have about ``most`` numbers each."""
     batch, channels, _ = u.shape
-    step = max(1, most // (batch * how[0] * how[1]))
+    step = max(1, most // (batch * how.n1 * how.n2))
     return [slice(i, min(i + step, channels)) for i in range(0, channels, step)]
 
 
@@ -166,12 +166,12 @@ class _Rows:
         return _Rows(self.x[:, part], gate, self.power[part], self.inverse[part])
 
 
-def _outer(rows: _Rows, how: tuple[int, int]) -> Tensor:
+def _outer(rows: _Rows, how: Passes) -> Tensor:
     """(2, channels, batch, N1, N2) float16: the columns' transforms."""
     batch, channels, length = rows.x.shape
-    outer = outer_constants(*how, rows.x.device)
+    outer = outer_constants(how.n1, how.n2, rows.x.device)
     gate = rows_of(rows.gate, rows.x)
-    z = rows.x.new_empty(2, channels, batch, *how, dtype=torch.float16)
+    z = rows.x.new_empty(2, channels, batch, how.n1, how.n2, dtype=torch.float16)
     long_kernel.outer_kernel[(channels * batch * outer.programs,)](
         rows.x,
         gate,
@@ -202,29 +202,31 @@ def _filters(h: Tensor, zero: int) -> tuple[_Rows, _Rows | None]:
     return _Rows.of(h[None, :, zero:], None, largest), past
 
 
-def _spectrum(filters: tuple[_Rows, _Rows | None], part: slice, how: tuple[int, int]) -> Spectrum:
-    """(2, channels, N1, N2) of some channels, and the scale of each."""
+def _spectrum(filters: tuple[_Rows, _Rows | None], part: slice, how: Passes) -> Spectrum:
+    """(2, channels, N1, kept of N2) of some channels, and the scale of each."""
     ahead = filters[0].part(part)
     z = _outer(ahead, how)
     past = z if filters[1] is None else _outer(filters[1].part(part), how)
-    tile = tile_of(how[1])
+    tile = how.tile
     lines = z[0].numel() // tile.size
-    outer = outer_constants(*how, z.device)
+    outer = outer_constants(how.n1, how.n2, z.device)
+    whole = tile.spectrum == tile.size
+    out = z if whole else z.new_empty(*z.shape[:2], how.n1, tile.spectrum)
     long_kernel.inner_spectrum_kernel[(lines // tile.repeat,)](
         z,
         past,
-        tile_constants(tile.size, 0.0, z.device),
+        out,
+        tile_constants(tile, 0.0, z.device),
         outer.coarse,
         outer.fine,
         lines,
-        N1=how[0],
-        COLS=tile.cols,
-        REPEAT=tile.repeat,
+        N1=how.n1,
+        **tile.layout,
         HAS_REVERSE=filters[1] is not None,
         num_warps=WARPS,
         num_stages=1,
     )
-    return z, ahead.power[:, 0]
+    return out, ahead.power[:, 0]
 
 
 def _stages(tile: Tile) -> int:
@@ -232,9 +234,9 @@ def _stages(tile: Tile) -> int:
     return 2 if tile.repeat == 1 else 1
 
 
-def _norm(how: tuple[int, int]) -> float:
-    gain = gain_of(how[0]) * tile_of(how[1]).gain
-    return 1 / (gain**3 * how[0] * how[1])
+def _norm(how: Passes) -> float:
+    gain = gain_of(how.n1) * how.tile.gain
+    return 1 / (gain**3 * how.n1 * how.n2)
 
 
 def _convolve(
@@ -243,29 +245,28 @@ def _convolve(
     spectrum: Spectrum,
     skip: Tensor | None,
     targets: Targets,
-    how: tuple[int, int],
+    how: Passes,
     conj: bool,
 ) -> None:
     """From the columns' transforms ``z`` of ``rows``, which it overwrites, to the targets."""
     _, channels, batch, n1, _ = z.shape
-    tile = tile_of(how[1])
+    tile = how.tile
     tiles = z[0].numel() // (tile.size * tile.repeat)
     each = next(n for n in (8, 4, 2, 1) if tiles % n == 0 and (tiles // n >= 512 or n == 1))
     line = z.new_empty(channels, batch, n1, dtype=torch.float32)
-    outer = outer_constants(*how, z.device)
+    outer = outer_constants(how.n1, how.n2, z.device)
     long_kernel.inner_convolve_kernel[(tiles // each,)](
         z,
         line,
         spectrum[0],
-        tile_constants(tile.size, 0.0, z.device),
+        tile_constants(tile, 0.0, z.device),
         outer.coarse,
         outer.fine,
         batch,
         line.numel(),
         channels * n1,
         N1=n1,
-        COLS=tile.cols,
-        REPEAT=tile.repeat,
+        **tile.layout,
         TILES=each,
         CONJ=conj,
         num_warps=WARPS,
@@ -282,14 +283,14 @@ def _outer_inverse(
     rows: _Rows | None,
     skip: Tensor | None,
     targets: Targets,
-    how: tuple[int, int],
+    how: Passes,
 ) -> None:
     channels, batch = z.shape[1:3]
     (out1, gate1), (out2, gate2) = targets[0], targets[-1]
     x = out1 if rows is None else rows.x
     pre = None if rows is None else rows.gate
     pre_rows, gate1_rows, gate2_rows = (rows_of(g, x) for g in (pre, gate1, gate2))
-    outer = outer_constants(*how, z.device)
+    outer = outer_constants(how.n1, how.n2, z.device)
     long_kernel.outer_inverse_kernel[(channels * batch * outer.programs,)](
         z,
         line,
@@ -321,14 +322,14 @@ def _outer_inverse(
 
 
 def _correlate(
-    z_v: Tensor, z_g: Tensor, weight: Tensor, dh: Tensor, zero: int, how: tuple[int, int]
+    z_v: Tensor, z_g: Tensor, weight: Tensor, dh: Tensor, zero: int, how: Passes
 ) -> None:
     _, channels, batch, n1, n2 = z_v.shape
-    tile = tile_of(how[1])
+    tile = how.tile
     parts = 2 if zero else 1
     z = z_v.new_empty(parts, 2, channels, 1, n1, n2)
     line = z_v.new_empty(parts, channels, 1, n1, dtype=torch.float32)
-    outer = outer_constants(*how, z.device)
+    outer = outer_constants(how.n1, how.n2, z.device)
     long_kernel.inner_correlate_kernel[(channels * n1 // tile.repeat,)](
         z_v,
         z_g,
@@ -337,14 +338,13 @@ def _correlate(
         line[0],
         z[-1],
         line[-1],
-        tile_constants(tile.size, 0.0, z.device),
+        tile_constants(tile, 0.0, z.device),
         outer.coarse,
         outer.fine,
         batch,
         channels,
         N1=n1,
-        COLS=tile.cols,
-        REPEAT=tile.repeat,
+        **tile.layout,
         HAS_REVERSE=zero > 0,
         num_warps=WARPS,
         num_stages=_stages(tile),

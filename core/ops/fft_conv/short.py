@@ -67,18 +67,17 @@ def backward(
 def _spectrum(h: Tensor, zero: int, tile: Tile) -> Spectrum:
     channels, taps = h.shape
     h = h.contiguous()
-    spectrum = h.new_empty(2, channels, tile.size, dtype=torch.float16)
+    spectrum = h.new_empty(2, channels, tile.spectrum, dtype=torch.float16)
     scale = h.new_empty(channels)
     short_kernel.filter_kernel[(triton.cdiv(channels, tile.repeat),)](
         h,
         spectrum,
         scale,
-        tile_constants(tile.size, 0.25, h.device),
+        tile_constants(tile, 0.25, h.device),
         channels,
         taps,
         zero,
-        COLS=tile.cols,
-        REPEAT=tile.repeat,
+        **tile.layout,
         HAS_REVERSE=zero > 0,
         num_warps=WARPS,
         num_stages=1,
@@ -121,7 +120,7 @@ def _convolve(
         gate1_rows,
         out2,
         gate2_rows,
-        tile_constants(tile.size, 0.25, x.device),
+        tile_constants(tile, 0.25, x.device),
         *strides(x, pre_rows, out1, gate1_rows, out2, gate2_rows),
         channels,
         rows,
@@ -131,8 +130,7 @@ def _convolve(
         windows.hop,
         groups,
         1 / (tile.gain**3 * tile.size),
-        COLS=tile.cols,
-        REPEAT=tile.repeat,
+        **tile.layout,
         TILES=each,
         CONJ=conj,
         WINDOWED=windows.count > 1,
@@ -167,9 +165,9 @@ def _correlate(
     each = triton.cdiv(tiles, groups)
     groups = triton.cdiv(tiles, each)
     parts = groups * tile.repeat
-    partial = torch.empty(2, parts, channels, tile.size, device=u.device)
+    partial = torch.empty(2, parts, channels, tile.spectrum, device=u.device)
     partial_skip = torch.empty(groups, channels, device=u.device)
-    constants = tile_constants(tile.size, 0.25, u.device)
+    constants = tile_constants(tile, 0.25, u.device)
     short_kernel.correlate_kernel[(channels * groups,)](
         u,
         pre_rows,
@@ -187,8 +185,7 @@ def _correlate(
         windows.hop,
         groups,
         each,
-        COLS=tile.cols,
-        REPEAT=tile.repeat,
+        **tile.layout,
         WINDOWED=windows.count > 1,
         HAS_PRE=pre_gate is not None,
         HAS_POST=post_gate is not None,
@@ -208,8 +205,7 @@ def _correlate(
             dh.shape[1],
             zero,
             1 / (tile.gain**3 * tile.size),
-            COLS=tile.cols,
-            REPEAT=tile.repeat,
+            **tile.layout,
             HAS_REVERSE=zero > 0,
             num_warps=WARPS,
             num_stages=1,

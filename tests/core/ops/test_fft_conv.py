@@ -168,6 +168,34 @@ def test_pieces_with_history_equal_the_whole(taps: int) -> None:
     torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("band", [0.5, 0.25])
+def test_a_band_of_frequencies_as_a_matrix(band: float) -> None:
+    """Spectra as sums over the grid (k + 1/4) / 512, and no others kept."""
+    size, length = 512, 300
+    tensors = Case(length=length, taps=40, reverse_taps=length).inputs(torch.float64)
+    grid = torch.arange(size, dtype=torch.float64)
+    waves = torch.exp(-2j * torch.pi * (grid[:, None] + 0.25) * grid / size)
+    ahead = tensors["k"].to(waves.dtype) @ waves[:, :40].T
+    behind = tensors["reverse_k"].to(waves.dtype) @ waves[:, :length].T.conj()
+    spectrum = tensors["u"].to(waves.dtype) @ waves[:, :length].T
+    low = (grid < band * size / 2) | (grid >= size * (1 - band / 2))
+    expected = ((spectrum * (ahead + behind) * low) @ waves[:, :length].conj()).real / size
+    for function in (fft_conv, fft_conv_reference):
+        torch.testing.assert_close(function(**tensors, band=band), expected)
+
+
+@pytest.mark.parametrize("length", [5, 64, 300])
+def test_gradients_of_a_band(length: int) -> None:
+    case = Case(length=length, reverse_taps=length, skip=True, pre_gate=True, post_gate=True)
+    tensors = {name: x.requires_grad_() for name, x in case.inputs(torch.float64).items()}
+    dy = torch.randn_like(tensors["u"])
+    got, expected = (
+        torch.autograd.grad(function(**tensors, band=0.5), list(tensors.values()), dy)
+        for function in (fft_conv, fft_conv_reference)
+    )
+    torch.testing.assert_close(got, expected)
+
+
 def test_only_inputs_are_kept() -> None:
     case = Case(batch=3, channels=4, length=100, pre_gate=True, post_gate=True)
     tensors = {name: x.requires_grad_() for name, x in case.inputs(torch.float32).items()}
@@ -202,11 +230,18 @@ def test_registration(case: Case) -> None:
     zero = 0 if reverse is None else reverse.shape[1] - 1
     arguments = [tensors["u"], h, *(tensors[x] for x in ("skip", "pre_gate", "post_gate"))]
     arguments = [x.requires_grad_() for x in arguments]
-    torch.library.opcheck(torch.ops.longspan.fft_conv, (*arguments, zero, case.circular))
+    torch.library.opcheck(torch.ops.longspan.fft_conv, (*arguments, zero, case.circular, 1.0))
     detached = [x.detach() for x in arguments]
     torch.library.opcheck(
         torch.ops.longspan.fft_conv_backward,
-        (torch.randn(2, 3, 12), *detached, zero, case.circular, [True, True, False, True, True]),
+        (
+            torch.randn(2, 3, 12),
+            *detached,
+            zero,
+            case.circular,
+            1.0,
+            [True, True, False, True, True],
+        ),
     )
 
 
@@ -253,6 +288,8 @@ def test_autocast() -> None:
         ({"reverse_k": torch.ones(3, 9)}, r"reverse_k must be \(3, taps\) with 1 to 8 taps"),
         ({"reverse_k": torch.ones(3, 8), "circular": True}, "reverse_k is not defined"),
         ({"history": torch.ones(2, 3, 4), "circular": True}, "history is for causal filters"),
+        ({"band": 0.3}, "band must be 1, 1/2 or 1/4, .* got 0.3"),
+        ({"band": 0.5, "circular": True}, "and 1 with circular or history"),
         ({"history": torch.ones(2, 4, 4)}, r"history must be \(2, 3, past\), got \(2, 4, 4\)"),
         ({"history": torch.ones(2, 3, 4), "k": torch.ones(3, 13)}, "with 1 to 12 taps"),
         ({"skip": torch.ones(3, device="meta")}, "skip must be floating point on cpu, .* on meta"),

@@ -94,6 +94,21 @@ def test_compile() -> None:
         torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("band", [0.5, 0.25])
+@pytest.mark.parametrize("length", [300, 4096, 70_000])
+def test_a_band_of_frequencies(length: int, band: float) -> None:
+    case = Case(length=length, skip=True, pre_gate=True, post_gate=True, reverse_taps=length)
+    tensors = case.inputs(torch.bfloat16, "cuda")
+    dy = torch.randn_like(tensors["u"])
+    found = []
+    for function, dtype in ((fft_conv, None), (fft_conv_reference, torch.float64)):
+        leaves = {k: x.to(dtype or x.dtype).requires_grad_() for k, x in tensors.items()}
+        y = function(**leaves, band=band)
+        found.append([y, *torch.autograd.grad(y, list(leaves.values()), dy.to(y.dtype))])
+    for got, expected in zip(*found, strict=True):
+        assert ratio(got.detach(), expected.detach()) <= RMS_LIMIT[torch.bfloat16]
+
+
 def ratio(got: Tensor, expected: Tensor) -> float:
     error = (got.double() - expected).square().mean()
     return (error / expected.double().square().mean()).sqrt().item()

@@ -58,9 +58,10 @@ def test_every_lag_lies_within_a_transform(length: int, share: float) -> None:
         else:
             assert how.tile.size >= length
     else:
-        assert length <= how[0] * how[1] < 2 * max(length, 8192)
-        assert TILE % how[1] == 0
-        assert how[0] % tile_of(how[1]).repeat == 0
+        assert length <= how.n1 * how.n2 < 2 * max(length, 8192)
+        assert how.tile == tile_of(how.n2)
+        assert how.tile.size * how.tile.repeat == TILE
+        assert how.n1 % how.tile.repeat == 0
 
 
 def test_twiddle_factors_of_long_lines() -> None:
@@ -154,6 +155,22 @@ def test_a_line_of_zeros_does_not_hide_the_others() -> None:
     u[..., 17] = 1e-12
     k = torch.randn(1, 5000)
     assert ratio(fft_conv(u, k), fft_conv_reference(u.double(), k.double())) <= RMS_LIMIT[BF16]
+
+
+@pytest.mark.parametrize("band", [0.5, 0.25])
+@pytest.mark.parametrize("length", [200, 4096, 5000])
+def test_a_band_of_frequencies(length: int, band: float) -> None:
+    """Values and gradients where most of the spectrum is never computed."""
+    case = replace(ALL, length=length, channels=1 if length > 4096 else 2, reverse_taps=length)
+    tensors = case.inputs(BF16)
+    dy = torch.randn_like(tensors["u"])
+    found = []
+    for function, dtype in ((fft_conv, None), (fft_conv_reference, torch.float64)):
+        leaves = {k: x.to(dtype or x.dtype).requires_grad_() for k, x in tensors.items()}
+        y = function(**leaves, band=band)
+        found.append([y, *torch.autograd.grad(y, list(leaves.values()), dy.to(y.dtype))])
+    for got, expected in zip(*found, strict=True):
+        assert ratio(got.detach(), expected.detach()) <= RMS_LIMIT[BF16]
 
 
 @pytest.mark.parametrize("length", [90, 5000])
