@@ -34,9 +34,10 @@ def forward(
 ) -> Tensor:
     """As `spectral.forward`."""
     how = plan(u.shape[-1], h.shape[1], zero)
-    if isinstance(how, Windows):
-        return short.forward(u, h, skip, pre_gate, post_gate, zero, how)
-    return long.forward(u, h, skip, pre_gate, post_gate, zero, how)
+    with torch.cuda.device_of(u):
+        if isinstance(how, Windows):
+            return short.forward(u, h, skip, pre_gate, post_gate, zero, how)
+        return long.forward(u, h, skip, pre_gate, post_gate, zero, how)
 
 
 def backward(
@@ -52,8 +53,9 @@ def backward(
     """As `spectral.backward`."""
     gradients = empty_gradients(u, h, skip, pre_gate, post_gate, wanted)
     how = plan(u.shape[-1], h.shape[1], zero)
-    if isinstance(how, Windows):
-        short.backward(dy, u, h, skip, pre_gate, post_gate, zero, wanted, how, gradients)
-    else:
-        long.backward(dy, u, h, skip, pre_gate, post_gate, zero, wanted, how, gradients)
+    with torch.cuda.device_of(u):
+        if isinstance(how, Windows):
+            short.backward(dy, u, h, skip, pre_gate, post_gate, zero, wanted, how, gradients)
+        else:
+            long.backward(dy, u, h, skip, pre_gate, post_gate, zero, wanted, how, gradients)
     return gradients

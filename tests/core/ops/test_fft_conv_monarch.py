@@ -172,6 +172,22 @@ def test_only_the_wanted_gradients(length: int) -> None:
         assert ratio(grad, expected[name]) <= RMS_LIMIT[BF16]
 
 
+@pytest.mark.parametrize("length", [90, 5000])
+def test_strided_inputs(length: int) -> None:
+    """A mixer's slices, a skip that is a column or one number for all, a loss that is a sum."""
+    u, pre_gate = torch.randn(1, length, 4).to(BF16).transpose(1, 2).split(2, dim=1)
+    k = torch.randn(length, 2).T / length**0.5
+    for skip in (torch.randn(2, 3)[:, 1], torch.randn(1).expand(2)):
+        tensors = {"u": u, "k": k, "skip": skip, "pre_gate": pre_gate}
+        results = []
+        for function, dtype in ((fft_conv, None), (fft_conv_reference, torch.float64)):
+            leaves = [x.detach().to(dtype or x.dtype).requires_grad_() for x in tensors.values()]
+            y = function(**dict(zip(tensors, leaves, strict=True)))
+            results.append([y, *torch.autograd.grad(y.sum(), leaves)])
+        for got, expected in zip(*results, strict=True):
+            assert ratio(got, expected) <= RMS_LIMIT[BF16]
+
+
 def test_many_windows_share_a_channel(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program takes several tiles of a channel, the last one in part."""
     monkeypatch.setattr(short, "MANY", 1)
