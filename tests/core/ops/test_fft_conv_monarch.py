@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -84,6 +85,17 @@ def test_what_it_takes() -> None:
     monarch.WORTH_THREE_PASSES = 2**23
     assert not monarch.fits(u, 8192, circular=False)
     assert monarch.fits(u, 100, circular=False)
+
+
+def test_bfloat16_is_computed_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.fft would pass every test below just as well."""
+    spies = [Mock(wraps=monarch.forward), Mock(wraps=monarch.backward)]
+    for name, spy in zip(("forward", "backward"), spies, strict=True):
+        monkeypatch.setattr(monarch, name, spy)
+    for length in (64, 5000):
+        u = torch.randn(1, 1, length).to(BF16).requires_grad_()
+        fft_conv(u, torch.randn(1, length)).sum().backward()
+    assert [spy.call_count for spy in spies] == [2, 2]
 
 
 # ---- against the definition in float64
