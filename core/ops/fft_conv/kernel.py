@@ -147,19 +147,20 @@ def gated_copy(out: Tensor, x: Tensor, gate: Tensor | None) -> None:
     x = _rows(x, x)
     gate_rows = _rows(gate, x)
     pieces = triton.cdiv(length, BLOCK)
-    _gated_copy_kernel[(batch * channels * pieces,)](
-        out,
-        x,
-        gate_rows,
-        *out.stride()[:2],
-        *x.stride()[:2],
-        *gate_rows.stride()[:2],
-        channels,
-        length,
-        pieces,
-        HAS_GATE=gate is not None,
-        BLOCK=BLOCK,
-    )
+    with torch.cuda.device_of(x):
+        _gated_copy_kernel[(batch * channels * pieces,)](
+            out,
+            x,
+            gate_rows,
+            *out.stride()[:2],
+            *x.stride()[:2],
+            *gate_rows.stride()[:2],
+            channels,
+            length,
+            pieces,
+            HAS_GATE=gate is not None,
+            BLOCK=BLOCK,
+        )
 
 
 def finish(z: Tensor, x: Tensor, skip: Tensor | None, targets: list[spectral.Target]) -> None:
@@ -168,43 +169,45 @@ def finish(z: Tensor, x: Tensor, skip: Tensor | None, targets: list[spectral.Tar
     (out1, gate1), (out2, gate2) = targets[0], targets[-1]
     gate1_rows, gate2_rows = _rows(gate1, z), _rows(gate2, z)
     pieces = triton.cdiv(length, BLOCK)
-    _finish_kernel[(batch * channels * pieces,)](
-        z,
-        x,
-        z if skip is None else skip,
-        out1,
-        gate1_rows,
-        out2,
-        gate2_rows,
-        *z.stride()[:2],
-        *x.stride()[:2],
-        *out1.stride()[:2],
-        *gate1_rows.stride()[:2],
-        *out2.stride()[:2],
-        *gate2_rows.stride()[:2],
-        channels,
-        length,
-        pieces,
-        HAS_SKIP=skip is not None,
-        HAS_GATE1=gate1 is not None,
-        HAS_OUT2=len(targets) == 2,
-        HAS_GATE2=gate2 is not None,
-        BLOCK=BLOCK,
-    )
+    with torch.cuda.device_of(z):
+        _finish_kernel[(batch * channels * pieces,)](
+            z,
+            x,
+            z if skip is None else skip.contiguous(),
+            out1,
+            gate1_rows,
+            out2,
+            gate2_rows,
+            *z.stride()[:2],
+            *x.stride()[:2],
+            *out1.stride()[:2],
+            *gate1_rows.stride()[:2],
+            *out2.stride()[:2],
+            *gate2_rows.stride()[:2],
+            channels,
+            length,
+            pieces,
+            HAS_SKIP=skip is not None,
+            HAS_GATE1=gate1 is not None,
+            HAS_OUT2=len(targets) == 2,
+            HAS_GATE2=gate2 is not None,
+            BLOCK=BLOCK,
+        )
 
 
 def cross_spectrum(v_f: Tensor, g_f: Tensor) -> Tensor:
     """As `spectral.cross_spectrum`, both contiguous; leaves ``v_f`` as it is."""
     out = torch.empty_like(v_f[0])
     block = 512
-    _cross_spectrum_kernel[(triton.cdiv(out.numel(), block),)](
-        torch.view_as_real(v_f),
-        torch.view_as_real(g_f),
-        torch.view_as_real(out),
-        v_f.shape[0],
-        out.numel(),
-        BLOCK=block,
-    )
+    with torch.cuda.device_of(v_f):
+        _cross_spectrum_kernel[(triton.cdiv(out.numel(), block),)](
+            torch.view_as_real(v_f),
+            torch.view_as_real(g_f),
+            torch.view_as_real(out),
+            v_f.shape[0],
+            out.numel(),
+            BLOCK=block,
+        )
     return out
 
 

@@ -27,7 +27,7 @@ from core.ops.fft_conv.plan import (
 
 # Numbers of an intermediate; each takes 4 bytes. The backward pass has two of them at a time.
 CHUNK = 2**25
-# Measured best on an H100 (benchmarks/README.md).
+# Measured best on an H100 (docs/kernels.md).
 WARPS = 4
 OUTER_WARPS, OUTER_STAGES = 8, 3
 
@@ -297,7 +297,7 @@ def _outer_inverse(
         factor,
         x,
         pre_rows,
-        x if skip is None else skip,
+        x if skip is None else skip.contiguous(),
         out1,
         gate1_rows,
         out2,

@@ -35,9 +35,10 @@ def forward(
 ) -> Tensor:
     """As `spectral.forward`; ``band`` as in `core.ops.fft_conv.fft_conv`."""
     how = plan(u.shape[-1], h.shape[1], zero, band)
-    if isinstance(how, Windows):
-        return short.forward(u, h, skip, pre_gate, post_gate, zero, how)
-    return long.forward(u, h, skip, pre_gate, post_gate, zero, how)
+    with torch.cuda.device_of(u):
+        if isinstance(how, Windows):
+            return short.forward(u, h, skip, pre_gate, post_gate, zero, how)
+        return long.forward(u, h, skip, pre_gate, post_gate, zero, how)
 
 
 def backward(
@@ -54,8 +55,9 @@ def backward(
     """As `spectral.backward`; ``band`` as in `core.ops.fft_conv.fft_conv`."""
     gradients = empty_gradients(u, h, skip, pre_gate, post_gate, wanted)
     how = plan(u.shape[-1], h.shape[1], zero, band)
-    if isinstance(how, Windows):
-        short.backward(dy, u, h, skip, pre_gate, post_gate, zero, wanted, how, gradients)
-    else:
-        long.backward(dy, u, h, skip, pre_gate, post_gate, zero, wanted, how, gradients)
+    with torch.cuda.device_of(u):
+        if isinstance(how, Windows):
+            short.backward(dy, u, h, skip, pre_gate, post_gate, zero, wanted, how, gradients)
+        else:
+            long.backward(dy, u, h, skip, pre_gate, post_gate, zero, wanted, how, gradients)
     return gradients

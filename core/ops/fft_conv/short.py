@@ -114,7 +114,7 @@ def _convolve(
     short_kernel.convolve_kernel[(channels * groups,)](
         x,
         pre_rows,
-        x if skip is None else skip,
+        x if skip is None else skip.contiguous(),
         *spectrum,
         out1,
         gate1_rows,

@@ -347,8 +347,8 @@ def test_strided_inputs_in_triton(dtype: torch.dtype) -> None:
         u, pre_gate, post_gate = tensor.to(dtype).split(4, dim=1)
         post_gate = post_gate.contiguous()
         u = u.flip(0)  # strides of its own
-        k = torch.randn(30, 4).T
-        got = fft_conv(u, k, pre_gate=pre_gate, post_gate=post_gate)
-        wide = [x.double() for x in (u, k, pre_gate, post_gate)]
-        expected = fft_conv_reference(*wide[:2], pre_gate=wide[2], post_gate=wide[3])
+        k, skip = torch.randn(30, 4).T, torch.randn(4, 2)[:, 1]
+        got = fft_conv(u, k, skip=skip, pre_gate=pre_gate, post_gate=post_gate)
+        wide = [x.double() for x in (u, k, skip, pre_gate, post_gate)]
+        expected = fft_conv_reference(*wide[:2], skip=wide[2], pre_gate=wide[3], post_gate=wide[4])
         assert (got - expected).norm() <= RMS_LIMIT[dtype] * expected.norm()

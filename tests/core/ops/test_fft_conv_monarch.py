@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -85,6 +86,17 @@ def test_what_it_takes() -> None:
     monarch.WORTH_THREE_PASSES = 2**23
     assert not monarch.fits(u, 8192, circular=False)
     assert monarch.fits(u, 100, circular=False)
+
+
+def test_bfloat16_is_computed_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.fft would pass every test below just as well."""
+    spies = [Mock(wraps=monarch.forward), Mock(wraps=monarch.backward)]
+    for name, spy in zip(("forward", "backward"), spies, strict=True):
+        monkeypatch.setattr(monarch, name, spy)
+    for length in (64, 5000):
+        u = torch.randn(1, 1, length).to(BF16).requires_grad_()
+        fft_conv(u, torch.randn(1, length)).sum().backward()
+    assert [spy.call_count for spy in spies] == [2, 2]
 
 
 # ---- against the definition in float64
@@ -187,6 +199,22 @@ def test_only_the_wanted_gradients(length: int) -> None:
         grad = some[name].grad
         assert grad is not None
         assert ratio(grad, expected[name]) <= RMS_LIMIT[BF16]
+
+
+@pytest.mark.parametrize("length", [90, 5000])
+def test_strided_inputs(length: int) -> None:
+    """A mixer's slices, a skip that is a column or one number for all, a loss that is a sum."""
+    u, pre_gate = torch.randn(1, length, 4).to(BF16).transpose(1, 2).split(2, dim=1)
+    k = torch.randn(length, 2).T / length**0.5
+    for skip in (torch.randn(2, 3)[:, 1], torch.randn(1).expand(2)):
+        tensors = {"u": u, "k": k, "skip": skip, "pre_gate": pre_gate}
+        results = []
+        for function, dtype in ((fft_conv, None), (fft_conv_reference, torch.float64)):
+            leaves = [x.detach().to(dtype or x.dtype).requires_grad_() for x in tensors.values()]
+            y = function(**dict(zip(tensors, leaves, strict=True)))
+            results.append([y, *torch.autograd.grad(y.sum(), leaves)])
+        for got, expected in zip(*results, strict=True):
+            assert ratio(got, expected) <= RMS_LIMIT[BF16]
 
 
 def test_many_windows_share_a_channel(monkeypatch: pytest.MonkeyPatch) -> None:
