@@ -301,7 +301,7 @@ def _errors(hierarchy: Hierarchy, base: Forecasts, coherent: Mapping[str, NDArra
     naive = [
         seasonal_naive(
             one.values,
-            np.array(protocol.origins(protocol.spans(one)["test"])),
+            np.array(protocol.origins(one, "test")),
             protocol.horizon,
             season if season <= protocol.lookback else 1,
         )

@@ -274,14 +274,17 @@ def test_forecasts_of_another_file_from_its_end(server: Server, run: str) -> Non
 
 
 def test_a_model_that_is_not_trained(server: Server, run: str) -> None:
-    """Seasonal naive forecasts of series that add up do so as well, and stay what they are."""
+    """Seasonal naive forecasts of series that add up do so as well, and stay what they are, at
+    each origin that a test takes."""
     words = ["--config", str(ROOT / "timeseries/configs/seasonal_naive.yaml"), "--out", "naive"]
     words += [f"{DATA}.path", "levels.parquet", f"{DATA}.time", "ds", f"{DATA}.series", "unique_id"]
     words += [f"{DATA}.protocol.lookback", "48", f"{DATA}.protocol.horizon", str(HORIZON)]
+    words += [f"{DATA}.protocol.test_stride", "50"]
     given = ("--hierarchy", "meters.csv", "--levels", "total", "kind", "--methods", "ols")
     code, said = server.run("reconcile", *given, *words)
     assert code == 0, said
     rows = pl.read_parquet(server.folder / "naive" / "reconciled.parquet")
+    assert rows["origin"].n_unique() == len(range(0, 240 - HORIZON + 1, 50))
     assert np.allclose(rows["ols"], rows["forecast"], atol=1e-5)
     table = pl.read_csv(server.folder / "naive" / "errors_by_level.csv")
     mse = table.filter(level="all")["mse"]
