@@ -381,6 +381,14 @@ def test_bad_tables_are_not_aggregated(server: Server, how: str, message: str) -
     assert not (server.folder / "sums.csv").exists()
 
 
+def test_sums_of_missing_values_are_refused(server: Server) -> None:
+    words = ("--path", "meters.csv", "--levels", "total", "--out", "sums.csv")
+    code, said = server.run("aggregate", *words, "--policies.gaps", "keep")
+    assert code == 2, said
+    assert "invalid choice: 'keep'" in said
+    assert not (server.folder / "sums.csv").exists()
+
+
 def test_totals_that_are_not_sums_are_a_warning(server: Server, run: str) -> None:
     table = pl.read_parquet(server.folder / "levels.parquet")
     more = pl.when(pl.col("unique_id") == "use").then(pl.col("y") + 2).otherwise("y").alias("y")
