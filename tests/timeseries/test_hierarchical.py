@@ -342,6 +342,18 @@ def test_bad_hierarchies_leave_nothing(
         (["--out", "none"], "give --ckpt_path RUN, or --config FILE"),
         (["--config", "gone.yaml", "--out", "none"], "gone.yaml"),
         (["--methods", "magic", "--out", "none"], "invalid choice: 'magic'"),
+        (
+            ["--config", str(ROOT / "timeseries/configs/anomalies.yaml"), "--out", "none"],
+            "anomalies.yaml: data: Import path timeseries.data.anomalies.AnomalyWindows does not "
+            "correspond to a subclass of ForecastWindows",
+        ),
+        (
+            [
+                *("--config", str(ROOT / "timeseries/configs/seasonal_naive.yaml")),
+                *(f"{DATA}.protocol.horizons", "5", "--out", "none"),
+            ],
+            "unknown key 'protocol.horizons'",
+        ),
     ],
 )
 def test_wrong_use_of_reconcile(server: Server, words: list[str], message: str) -> None:
