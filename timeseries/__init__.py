@@ -1,1 +1,1 @@
-"""Forecasts of long time series, on the mixers and jobs of ``core``."""
+"""Long time series: forecasts, missing values, anomalies, classes, events; on ``core``."""

@@ -16,7 +16,11 @@ MORE = {
 
 
 def main() -> int:
-    return front.main("timeseries", "Forecasts of long time series.", more=MORE)
+    return front.main(
+        "timeseries",
+        "Long time series: forecasts, missing values, anomalies, classes, events.",
+        more=MORE,
+    )
 
 
 if __name__ == "__main__":

@@ -54,13 +54,18 @@ def aggregate(arguments: Sequence[str]) -> None:
     parser.add_argument("--path", required=True, help="long table of the bottom series")
     parser.add_argument("--levels", nargs="+", required=True, help=_LEVELS)
     parser.add_argument("--out", required=True, help=".parquet or .csv")
-    parser.add_argument("--series", default="unique_id", help="column that names a row's series")
-    parser.add_argument("--time", default="ds", help="column of stamps")
-    parser.add_argument("--targets", nargs="+", default=["y"], help="columns to add up")
+    parser.add_argument(
+        "--series",
+        default="unique_id",
+        help="column that names a row's series; default: %(default)s",
+    )
+    parser.add_argument("--time", default="ds", help="column of stamps; default: %(default)s")
+    parser.add_argument("--targets", nargs="+", default=["y"], help="columns to add up; default: y")
     parser.add_argument("--frequency", help="step of the stamps; default: inferred")
     rules = {k: v for k, v in get_type_hints(Policies).items() if k != "short"}
-    for name, choices in rules.items():
-        parser.add_argument(f"--policies.{name}", choices=get_args(choices), default="fail")
+    for name, kind in rules.items():
+        choices = [choice for choice in get_args(kind) if choice != "keep"]  # a sum needs all parts
+        parser.add_argument(f"--policies.{name}", choices=choices, default="fail")
     given = parser.parse_args(list(arguments))
     out = Path(given.out)
     if out.suffix not in (".parquet", ".csv") or not out.absolute().parent.is_dir():
@@ -99,10 +104,24 @@ def reconcile(arguments: Sequence[str]) -> None:
     parser.add_argument("--config", help="YAML file, for a model that is not trained")
     parser.add_argument("--hierarchy", required=True, help="table that aggregate read")
     parser.add_argument("--levels", nargs="+", required=True, help=_LEVELS)
-    parser.add_argument("--series", default="unique_id", help="column of --hierarchy")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=_DEFAULT)
     parser.add_argument(
-        "--origins", choices=("test", "end"), default="test", help="as data.origins; default: test"
+        "--series",
+        default="unique_id",
+        help="column of --hierarchy that names a row's series; default: %(default)s",
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        default=_DEFAULT,
+        help=f"how; default: {' '.join(_DEFAULT)}",
+    )
+    parser.add_argument(
+        "--origins",
+        choices=("test", "end"),
+        default="test",
+        help="forecasts of the test span, with errors, or from the end of each series; default: "
+        "%(default)s",
     )
     parser.add_argument("--out", required=True, help="folder of rows and errors")
     given, rest = parser.parse_known_args(list(arguments))
@@ -194,7 +213,10 @@ def _reconcile(
         metrics = {f"test/mse_{m}": mse for m, mse in over_all.select("method", "mse").iter_rows()}
         log(out / "errors_by_level.csv", level_figure(table), metrics)
         print_table(table.drop("mse_original", "mae_original"))
-    sys.stdout.write(f"reconcile done: {len(base.rows)} rows in {out / 'reconciled.parquet'}\n")
+    done = [f"reconcile done: {len(base.rows)} rows in {out / 'reconciled.parquet'}"]
+    if origins == "test":
+        done.append(f"errors by level: {out / 'errors_by_level.csv'}")
+    sys.stdout.write("\n".join(done) + "\n")
 
 
 def _forecasts(hierarchy: Hierarchy, arguments: Sequence[str], folder: Path) -> Forecasts:
@@ -301,7 +323,7 @@ def _errors(hierarchy: Hierarchy, base: Forecasts, coherent: Mapping[str, NDArra
     naive = [
         seasonal_naive(
             one.values,
-            np.array(protocol.origins(protocol.spans(one)["test"])),
+            np.array(protocol.origins(one, "test")),
             protocol.horizon,
             season if season <= protocol.lookback else 1,
         )

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from core.jobs.errors import DataError, UsageError
 from core.jobs.studies import Trial, run_study
+from core.jobs.usage import one_line
 from timeseries.data.forecasts import ForecastWindows
 
 _BARS = ("mse", "mae")
@@ -135,7 +136,13 @@ def data_module(config: str, rest: Sequence[str]) -> ForecastWindows:
     if section is None:
         raise UsageError(f"{config}: has no data section")
     keys = [word for word in _joined(rest) if word.startswith("--data")]
-    return parser.instantiate(parser.parse_args([f"--data={yaml.safe_dump(section)}", *keys])).data
+    words = [f"--data={yaml.safe_dump(section)}", *keys]
+    try:
+        options = parser.parse_args(words)
+    except argparse.ArgumentError as error:
+        reason = one_line(str(error), words, parser.get_defaults().keys())
+        raise UsageError(f"{config}: {reason}") from error
+    return parser.instantiate(options).data
 
 
 def _joined(words: Sequence[str]) -> list[str]:

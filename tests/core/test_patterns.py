@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
+from largest_tensor import LargestTensor
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.patterns import (
     Dilated,
@@ -233,27 +232,10 @@ def test_flex_mask_is_what_pytorch_finds_by_looking_at_every_pair(
         assert full == exactly_full
 
 
-class Largest(TorchDispatchMode):
-    """The most elements that any tensor had which an operation gave."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for x in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(x, Tensor):
-                self.elements = max(self.elements, x.numel())
-        return out
-
-
 def test_flex_mask_costs_blocks_squared_not_tokens_squared() -> None:
     length, blocks = 16_384, 128
     sequences = Sequences.packed([[5000, 1, 9000, 2000]], length)
-    with Largest() as largest:
+    with LargestTensor() as largest:
         tokens = Tokens.of(length, sequences)
         flex_mask(BIGBIRD, False, tokens, tokens, 1)
     facts = (BIGBIRD.described_by + 1) * length

@@ -163,12 +163,14 @@ def test_injected_anomalies_are_tested_by_kind(server: Server) -> None:
     assert found["stamps"].min() > 1  # type: ignore[operator]
 
 
-def refused(server: Server, tmp_path: Path, code: int, *more: str) -> str:
+def refused(server: Server, tmp_path: Path, code: int, *more: str, command: str = "fit") -> str:
+    """The line that is said; there is no run folder."""
     given = (*SMALL, "--tracking.root", str(tmp_path / "runs"), *more)
-    found, said = server.run("fit", *given)
+    found, said = server.run(command, *given)
     assert found == code, said
     [line] = [line for line in said.splitlines() if not line.startswith("warning: ")]
     assert line.startswith("error: ")
+    assert not (tmp_path / "runs").exists()
     return line
 
 
@@ -179,21 +181,27 @@ def refused(server: Server, tmp_path: Path, code: int, *more: str) -> str:
         (2, "column 'x' is named twice", [f"{DATA}.labels", "x"]),
         (2, "are both given", [f"{DATA}.labels", "odd", f"{DATA}.inject", "{each: 2}"]),
         (2, "data.inject: give at least 1", [f"{DATA}.inject", "{each: 0}"]),
+        (
+            2,
+            "previous and linear would fill in data.labels too",
+            [f"{DATA}.labels", "odd", f"{DATA}.policies.missing", "previous"],
+        ),
     ],
 )
 def test_bad_labels(
     server: Server, tmp_path: Path, code: int, message: str, more: list[str]
 ) -> None:
     assert message in refused(server, tmp_path, code, f"{DATA}.path", "x.parquet", *more)
-    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
         ("folds", "1", "model.folds must be at least 2"),
-        ("false_alarms", "2", "model.false_alarms is 2.0"),
-        ("false_alarms", "0.0001", "needs 9999 values on the validation span"),
+        ("block", "48", "model.block is 48 and data.tiling.length 48; a block must be shorter"),
+        ("false_alarms", "2", "model.false_alarms is 2; give a share of stamps below 1"),
+        ("false_alarms", "0.0001", "model.false_alarms is 0.0001; give a share of stamps below 1"),
+        ("false_alarms", "0.001", "needs 999 values on the validation span, and x has 3"),
     ],
 )
 def test_bad_settings(
@@ -201,3 +209,33 @@ def test_bad_settings(
 ) -> None:
     given = (f"{DATA}.path", "x.parquet", f"--model.init_args.{option}", value)
     assert message in refused(server, tmp_path, 2, *given)
+
+
+def test_an_empty_span_is_refused(server: Server, tmp_path: Path) -> None:
+    given = (f"{DATA}.path", "x.parquet", f"{DATA}.tiling.val_end", str(TRAIN))
+    said = refused(server, tmp_path, 3, *given)
+    assert "x.parquet: the val span is empty; move data.tiling's borders" in said
+
+
+@pytest.mark.parametrize("command", ["test", "predict"])
+def test_usual_errors_come_from_a_checkpoint(server: Server, tmp_path: Path, command: str) -> None:
+    rows = ("--predictions.path", str(tmp_path / "rows"))
+    given = (f"{DATA}.path", "x.parquet", *(rows if command == "predict" else ()))
+    said = refused(server, tmp_path, 2, *given, command=command)
+    assert f"{command} needs --ckpt_path, which knows the usual errors" in said
+    assert not (tmp_path / "rows").exists()
+
+
+def test_a_baseline_with_too_few_values_is_left_out(server: Server, tmp_path: Path) -> None:
+    """Beside every second value that is missing, no value has two neighbours."""
+    row = pl.int_range(pl.len()).over("unique_id")
+    holes = (row % 2 == 1) & (row >= TRAIN) & (row < VAL)
+    some = table().with_columns(pl.when(~holes).then(pl.col(c)).alias(c) for c in "xy")
+    some.write_parquet(tmp_path / "x.parquet")
+    given = (*SMALL, f"{DATA}.path", str(tmp_path / "x.parquet"), f"{DATA}.labels", "odd")
+    given = (*given, "--tracking.root", str(tmp_path / "runs"))
+    folder = run(server, "fit", *given).split("run folder: ")[1].split("\n")[0]
+    said = run(server, "test", "--ckpt_path", folder)
+    assert "warning: neighbours has too few values on the validation span" in said
+    assert "test/auroc_z_score" in said
+    assert "test/auroc_neighbours" not in said

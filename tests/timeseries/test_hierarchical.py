@@ -274,14 +274,17 @@ def test_forecasts_of_another_file_from_its_end(server: Server, run: str) -> Non
 
 
 def test_a_model_that_is_not_trained(server: Server, run: str) -> None:
-    """Seasonal naive forecasts of series that add up do so as well, and stay what they are."""
+    """Seasonal naive forecasts of series that add up do so as well, and stay what they are, at
+    each origin that a test takes."""
     words = ["--config", str(ROOT / "timeseries/configs/seasonal_naive.yaml"), "--out", "naive"]
     words += [f"{DATA}.path", "levels.parquet", f"{DATA}.time", "ds", f"{DATA}.series", "unique_id"]
     words += [f"{DATA}.protocol.lookback", "48", f"{DATA}.protocol.horizon", str(HORIZON)]
+    words += [f"{DATA}.protocol.test_stride", "50"]
     given = ("--hierarchy", "meters.csv", "--levels", "total", "kind", "--methods", "ols")
     code, said = server.run("reconcile", *given, *words)
     assert code == 0, said
     rows = pl.read_parquet(server.folder / "naive" / "reconciled.parquet")
+    assert rows["origin"].n_unique() == len(range(0, 240 - HORIZON + 1, 50))
     assert np.allclose(rows["ols"], rows["forecast"], atol=1e-5)
     table = pl.read_csv(server.folder / "naive" / "errors_by_level.csv")
     mse = table.filter(level="all")["mse"]
@@ -339,6 +342,18 @@ def test_bad_hierarchies_leave_nothing(
         (["--out", "none"], "give --ckpt_path RUN, or --config FILE"),
         (["--config", "gone.yaml", "--out", "none"], "gone.yaml"),
         (["--methods", "magic", "--out", "none"], "invalid choice: 'magic'"),
+        (
+            ["--config", str(ROOT / "timeseries/configs/anomalies.yaml"), "--out", "none"],
+            "anomalies.yaml: data: Import path timeseries.data.anomalies.AnomalyWindows does not "
+            "correspond to a subclass of ForecastWindows",
+        ),
+        (
+            [
+                *("--config", str(ROOT / "timeseries/configs/seasonal_naive.yaml")),
+                *(f"{DATA}.protocol.horizons", "5", "--out", "none"),
+            ],
+            "unknown key 'protocol.horizons'",
+        ),
     ],
 )
 def test_wrong_use_of_reconcile(server: Server, words: list[str], message: str) -> None:
@@ -375,6 +390,14 @@ def test_bad_tables_are_not_aggregated(server: Server, how: str, message: str) -
     [line] = said.splitlines()
     assert f"error: spoilt.csv{'' if how == 'shorter' else ' '}" in line
     assert message in line
+    assert not (server.folder / "sums.csv").exists()
+
+
+def test_sums_of_missing_values_are_refused(server: Server) -> None:
+    words = ("--path", "meters.csv", "--levels", "total", "--out", "sums.csv")
+    code, said = server.run("aggregate", *words, "--policies.gaps", "keep")
+    assert code == 2, said
+    assert "invalid choice: 'keep'" in said
     assert not (server.folder / "sums.csv").exists()
 
 

@@ -225,6 +225,20 @@ def test_bad_files(server: Server, tmp_path: Path) -> None:
     assert "has no value of y in the training span" in refused(server, tmp_path, 3)
 
 
+def test_a_span_without_hidden_values_names_the_file(
+    server: Server, folder: str, tmp_path: Path
+) -> None:
+    """The file to predict, which is another than that of training."""
+    file = tmp_path / "next.csv"
+    file.write_text("unique_id,ds,x,y\nnorth,2025-01-01 00:00,1,1\nnorth,2025-01-01 01:00,1,1\n")
+    given = ("predict", "--ckpt_path", folder, "--predictions.path", str(tmp_path / "rows"))
+    given = (*given, f"{DATA}.predict_path", str(file), f"{DATA}.fill", "test")
+    code, said = server.run(*given, f"{DATA}.tiling.train_end", "1", f"{DATA}.tiling.val_end", "2")
+    assert code == 3, said
+    assert f"error: {file}: no value of the test span is hidden as points" in said
+    assert not (tmp_path / "rows").exists()
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
@@ -233,6 +247,7 @@ def test_bad_files(server: Server, tmp_path: Path) -> None:
         ("masks.rate", "1.5", "data.masks.rate is 1.5"),
         ("masks.kinds", "[holes]", "holes"),
         ("policies.missing", "guess", "guess"),
+        ("policies.short", "skip", "data.policies.short: no series is too short"),
     ],
 )
 def test_bad_settings(

@@ -75,6 +75,10 @@ class AnomalyWindows(TiledSeries):
             self.inject.check()
             if self.labels is not None:
                 raise UsageError("data.labels and data.inject are both given; leave one out")
+        if self.labels is not None and {"previous", "linear"} & set(vars(self.policies).values()):
+            raise UsageError(
+                "data.policies: previous and linear would fill in data.labels too; give keep"
+            )
         found = super()._read(path)
         for one in found:
             known = one.observed[~np.isnan(one.observed)]
@@ -99,14 +103,12 @@ class AnomalyWindows(TiledSeries):
         if self._tested is None:
             assert self.path is not None
             assert self.fitted is not None
-            series = self.series(self.path)
+            series = list(self.series(self.path))
             kinds = [np.full(len(one), -1) for one in series]
             if self.inject is not None:
                 for i, one in enumerate(series):
-                    span = self.tiling.spans(one)["test"]
-                    std = self.fitted.scale(one).std
-                    altered, kinds[i] = inject(one, span, std, self.inject, i)
-                    series = [*series[:i], altered, *series[i + 1 :]]
+                    span, std = self.tiling.spans(one)["test"], self.fitted.scale(one).std
+                    series[i], kinds[i] = inject(one, span, std, self.inject, i)
             elif self.labels is not None:
                 kinds = [np.nan_to_num(one.observed[:, 0], nan=-1).astype(int) for one in series]
             self._tested = (series, kinds)

@@ -194,7 +194,7 @@ class ForecastWindows(RecordDataModule):
         return Windows(series, self.fitted, self.protocol, split)
 
     def _check_room(self, series: Sequence[Series], split: str) -> None:
-        if not any(self.protocol.origins(self.protocol.spans(one)[split]) for one in series):
+        if not any(self.protocol.origins(one, split) for one in series):
             raise DataError(
                 f"{self.path}: the {split} span has no room for a horizon of "
                 f"{self.protocol.horizon}; move the borders in data.protocol"
@@ -243,9 +243,7 @@ class ForecastWindows(RecordDataModule):
             origins = [range(len(one), len(one) + 1) for one in series]
         else:
             series = self.series(path)
-            stride = self.protocol.test_stride if self.origins == "test" else 1
-            spans = [self.protocol.spans(one)[self.origins] for one in series]
-            origins = [self.protocol.origins(span, stride) for span in spans]
+            origins = [self.protocol.origins(one, self.origins) for one in series]
         self._check(series, path)
         return ForecastRecords(series, origins, self.protocol)
 

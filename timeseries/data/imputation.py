@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -65,20 +66,21 @@ class ImputationWindows(TiledSeries):
     def records(self, split: str) -> TileRecords:
         """Windows of a split for each kind of mask. Raises DataError if nothing is hidden in it."""
         assert self.path is not None
-        series = self.series(self.path)
-        return self._masked(series, split)
+        return TileRecords(
+            self._masked(self.path, self.series(self.path), split), self.tiling.length
+        )
 
-    def _masked(self, series: Sequence[Series], split: str) -> TileRecords:
+    def _masked(self, path: Path, series: Sequence[Series], split: str) -> list[Part]:
         parts: list[Part] = []
         for kind in self.masks.kinds:
             hidden = [self.hidden(one, i, split, kind) for i, one in enumerate(series)]
             if not any(mask.any() for mask in hidden):
                 raise DataError(
-                    f"{self.path}: no value of the {split} span is hidden as {kind}; give a "
+                    f"{path}: no value of the {split} span is hidden as {kind}; give a "
                     "longer span, or another data.masks.rate or seed"
                 )
             parts += self.tiled(series, split, hidden, kind)
-        return TileRecords(parts, self.tiling.length)
+        return parts
 
     def hidden(self, one: Series, number: int, split: str, kind: Kind) -> NDArray[np.bool_]:
         """(time, channels) of a whole series: what ``split`` hides of it, none of it missing."""
@@ -92,7 +94,7 @@ class ImputationWindows(TiledSeries):
     def predict_records(self) -> Sequence[Record]:
         path, series = self.predicted()
         if self.fill == "test":
-            parts = self._masked(series, "test").parts
+            parts = self._masked(path, series, "test")
         else:
             parts = self.tiled(series, None)
         wanted = [replace(part, tiles=_asked(part)) for part in parts]

@@ -19,10 +19,11 @@ class Injection:
     """Anomalies to put into the test span.
 
     Each is in one channel, at a place where no value is missing; the channel, the place and the
-    sign are drawn. A spike adds ``size`` standard deviations of the channel's training span to one
-    value, with either sign; a shift the same to ``length`` values; a flat line repeats the value
-    before it for ``length`` steps, where values would have had at least half of that deviation. At
-    least ``length`` untouched steps lie between two anomalies.
+    sign are drawn. A spike adds ``size`` standard deviations of the channel's training span (where
+    ``tiling.scale`` is ``none``, ``size`` itself) to one value, with either sign; a shift the same
+    to ``length`` values; a flat line repeats the value before it for ``length`` steps, where values
+    would have had at least half of that deviation. At least ``length`` untouched steps lie between
+    two anomalies.
 
     Args:
         each: number of anomalies of each kind in a series.

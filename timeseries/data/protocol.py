@@ -60,9 +60,11 @@ class Protocol:
         self.check()
         return _spans(series, "protocol", self.train_end, self.val_end, self.test_end)
 
-    def origins(self, span: tuple[int, int], stride: int = 1) -> range:
-        """Rows at which a forecast begins whose horizon lies within ``span``."""
-        start, end = span
+    def origins(self, series: Series, split: str) -> range:
+        """Rows at which a forecast begins whose horizon lies within the span of ``split``, as far
+        apart as its stride says."""
+        start, end = self.spans(series)[split]
+        stride = {"train": self.stride, "test": self.test_stride}.get(split, 1)
         return range(max(start, self.lookback), end - self.horizon + 1, stride)
 
 

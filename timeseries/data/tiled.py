@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
@@ -119,6 +120,10 @@ class TiledSeries(RecordDataModule):
         """The series of a table; read once. Raises DataError for a channel without any value."""
         self.tiling.check()
         self.masks.check()
+        if self.policies.short != "fail":
+            raise UsageError(
+                "data.policies.short: no series is too short for a window here; leave it out"
+            )
         if path not in self.kept:
             self.kept[path] = self._read(path)
             for one in self.kept[path]:
@@ -129,11 +134,9 @@ class TiledSeries(RecordDataModule):
         time, name, targets = self.columns
         if targets is None and self.fitted is not None:
             targets = list(self.fitted.channels)
-        if streams(path):
-            given = (path, time, name, targets, self.policies, self.frequency)
-            return stream_series(*given, self.beside(path))
+        read = stream_series if streams(path) else read_series
         given = (path, time, name, targets, self.policies, self.frequency)
-        return read_series(*given, self.beside(path))
+        return read(*given, self.beside(path))
 
     def model_facts(self) -> dict[str, int]:
         """Channels, calendar features and season."""
@@ -149,6 +152,16 @@ class TiledSeries(RecordDataModule):
             "time_features": len(calendar.names(one.frequency)),
             "season": calendar.season(one.frequency),
         }
+
+    def check_input(self, stage: str, task: LightningModule) -> None:
+        check = getattr(task, "check_data", None)  # of tasks whose settings depend on the data
+        if callable(check):
+            check(stage, self)
+        self.setup(stage)
+        if stage == "predict":
+            self.predict_records()
+        else:
+            self._some_records("test" if stage == "test" else "val")
 
     def setup(self, stage: str) -> None:
         elsewhere = stage == "predict" and self.predict_path is not None
@@ -230,12 +243,15 @@ class TiledSeries(RecordDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._in_order("test")
 
-    def _in_order(self, split: str) -> DataLoader:
+    def _some_records(self, split: str) -> TileRecords:
         records = self.records(split)
         if not len(records):
             raise DataError(f"{self.path}: the {split} span is empty; move data.tiling's borders")
+        return records
+
+    def _in_order(self, split: str) -> DataLoader:
         return DataLoader(
-            Examples(self, records),
+            Examples(self, self._some_records(split)),
             self.batch_size,
             num_workers=self.num_workers,
             collate_fn=self.collate,

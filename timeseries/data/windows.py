@@ -151,13 +151,12 @@ class Windows(Dataset):
         self, series: Sequence[Series], fitted: Fitted, protocol: Protocol, split: str
     ) -> None:
         self.lookback, self.horizon = protocol.lookback, protocol.horizon
-        stride = {"train": protocol.stride, "test": protocol.test_stride}.get(split, 1)
-        self.origins = [protocol.origins(protocol.spans(one)[split], stride) for one in series]
+        self.origins = [protocol.origins(one, split) for one in series]
         counts = [len(origins) for origins in self.origins]
         self.ends = np.cumsum(counts, dtype=np.int64)
         self.starts = self.ends - counts
         self.first = np.array([o.start for o in self.origins], np.int64)
-        self.stride = stride
+        self.stride = self.origins[0].step  # that of all
         self.fitted, self.timed = fitted, split != "train"
         scales = [fitted.scale(one) for one in series]
         self.scale = {

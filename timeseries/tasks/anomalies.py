@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,7 +18,8 @@ from core.jobs.errors import UsageError
 from core.jobs.optim import Optimisation
 from core.jobs.tracking import log_figure, log_table
 from timeseries.data.anomalies import AnomalyWindows
-from timeseries.tasks.calibration import Calibration
+from timeseries.data.tiled import TiledSeries
+from timeseries.tasks.calibration import Calibration, check_count
 from timeseries.tasks.detection import baseline_errors, detection_metrics, events
 from timeseries.tasks.figures import Watched, anomalies_figure
 from timeseries.tasks.reconstruction import Reconstruction
@@ -107,13 +109,39 @@ class AnomalyScores(Reconstruction):
         self._seen: list[Tensor] = []
         self._stamps = StampErrors()
 
-    def setup(self, stage: str) -> None:
+    def check(self) -> None:
         """Raises UsageError for settings that hide nothing or alarm never or always. Not on
         construction, where the command line's parser would hide the error behind its own."""
         if self.folds < 2 or self.block < 1:
             raise UsageError("model.folds must be at least 2, model.block at least 1")
-        if not 0 < self.false_alarms < 1:
-            raise UsageError(f"model.false_alarms is {self.false_alarms}; give a share of stamps")
+        least = 1 / (_KEPT + 1)
+        if not least <= self.false_alarms < 1:
+            raise UsageError(
+                f"model.false_alarms is {self.false_alarms:g}; give a share of stamps below 1, and "
+                f"{least:.2g} at the least, since the errors of {_KEPT} stamps are kept"
+            )
+
+    def check_data(self, stage: str, data: TiledSeries) -> None:
+        """Raises UsageError for settings with which ``data`` cannot be scored in a ``stage``."""
+        self.check()
+        if self.block >= data.tiling.length:
+            raise UsageError(
+                f"model.block is {self.block} and data.tiling.length {data.tiling.length}; a block "
+                "must be shorter than a window, or all of it is hidden at once"
+            )
+        if stage in ("test", "predict"):
+            if data.fitted is None:  # nothing came out of a checkpoint
+                raise UsageError(f"{stage} needs --ckpt_path, which knows the usual errors")
+        elif data.path is not None:
+            series = data.series(data.path)
+            spans = [one.values[slice(*data.tiling.spans(one)["val"])] for one in series]
+            values = np.concatenate(spans)
+            for name, count in zip(series[0].channels, (~np.isnan(values)).sum(0), strict=True):
+                if len(values):  # what is wrong with an empty span, the data says
+                    check_count(int(count), self.false_alarms, name)
+
+    def setup(self, stage: str) -> None:
+        self.check()
 
     def expected(self, batch: dict[str, Any]) -> Tensor:
         """(batch, time, channels), each value from a pass that did not see it."""
@@ -200,12 +228,16 @@ class AnomalyScores(Reconstruction):
                 values = (one.values - scale.mean) / scale.std
                 for name, errors in baseline_errors(values, self.season).items():
                     parts.setdefault(name, []).append(errors[at])
-        return {
-            name: Calibration(np.concatenate(parts), self.false_alarms)
-            .scores(np.concatenate(tested[name]))
-            .stamp
-            for name, parts in clean.items()
-        }
+        found = {}
+        for name, errors_before in clean.items():
+            try:
+                calibration = Calibration(np.concatenate(errors_before), self.false_alarms)
+            except UsageError:  # beside empty values it has fewer than the model
+                few = "has too few values on the validation span for model.false_alarms"
+                warnings.warn(f"{name} {few}; it is left out", stacklevel=2)
+                continue
+            found[name] = calibration.scores(np.concatenate(tested[name])).stamp
+        return found
 
     def _detected(
         self, data: AnomalyWindows, stamps: Stamps, kind: NDArray, scores: dict[str, NDArray]
@@ -285,11 +317,12 @@ def watched(
         errors = np.nan_to_num(stamps.errors[near]) / thresholds
         channel = int(errors.max(0).argmax())
         one, rows = data.tested()[0][stamps.series[place]], stamps.row[at]
+        what = data.kinds[kind[place] - 1] if kind[place] > 0 else "one of the highest scores"
         scale = data.fitted.scale(one)
         panels.append(
             Watched(
                 one.stamps[rows],
-                f"{one.name}, {one.channels[channel]}",
+                f"{what}: {one.name}, {one.channels[channel]}",
                 one.values[rows, channel],
                 stamps.expected[at, channel] * scale.std[channel] + scale.mean[channel],
                 score[at],

@@ -63,12 +63,17 @@ class Calibration:
 
 def _sorted(errors: Array, rate: float, name: str) -> Array:
     known = np.sort(errors[~np.isnan(errors)])
-    if (len(known) + 1) * rate < 1 - 1e-9:
+    check_count(len(known), rate, name)
+    return known
+
+
+def check_count(known: int, rate: float, name: str) -> None:
+    """Raises UsageError if so few errors cannot tell what a share ``rate`` of them exceeds."""
+    if (known + 1) * rate < 1 - 1e-9:
         raise UsageError(
             f"model.false_alarms of {rate:g} needs {math.ceil(1 / rate - 1e-9) - 1} values on the "
-            f"validation span, and {name} has {len(known)}; raise it or lengthen the span"
+            f"validation span, and {name} has {known}; raise it or lengthen the span"
         )
-    return known
 
 
 def _threshold(known: Array, rate: float) -> float:

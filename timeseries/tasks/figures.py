@@ -93,7 +93,9 @@ def anomalies_figure(panels: Sequence[Watched]) -> Figure:
         stamps, alarm = _dates(panel.stamps), panel.score > 1
         above.plot(stamps, panel.values, color=_DARK, label="values")
         above.plot(stamps, panel.expected, color=_INK, label="expected")
-        above.plot(stamps[alarm], panel.values[alarm], "o", color=_WARM, label="alarm")
+        above.plot(
+            stamps[alarm], panel.values[alarm], "o", color=_WARM, label="alarm, of any channel"
+        )
         for axes in (above, below):
             for run, (begin, end) in enumerate(_runs(panel.anomalous)):
                 label = "anomaly" if run == 0 else None

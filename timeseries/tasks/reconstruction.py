@@ -34,5 +34,4 @@ class Reconstruction(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         steps = int(self.trainer.estimated_stepping_batches)
-        o = self.optimisation
-        return adamw(self, lr=o.lr, weight_decay=o.weight_decay, warmup=o.warmup, steps=steps)
+        return adamw(self, steps=steps, **vars(self.optimisation))

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from largest_tensor import LargestTensor
 from scipy.signal import cont2discrete
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from core.jobs.optim import adamw
 from core.mixers import S4
@@ -144,19 +143,6 @@ def test_gradients_are_those_of_finite_differences(method: Any) -> None:
     assert torch.autograd.gradcheck(kernel, values)
 
 
-class Largest(TorchDispatchMode):
-    """The most elements that any tensor had."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self.elements = max(self.elements, leaf.numel())
-        return out
-
-
 def test_cauchy_matrix_is_neither_whole_nor_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     mixer, length = build(4, state=8, trained=True), 4000
     parameters = [mixer.C, mixer.P, mixer.A_imag]
@@ -170,7 +156,7 @@ def test_cauchy_matrix_is_neither_whole_nor_kept(monkeypatch: pytest.MonkeyPatch
         kept.append(tensor.numel())
         return tensor
 
-    with Largest() as largest, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+    with LargestTensor() as largest, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         pieces = mixer.kernel(length)
         gradients = torch.autograd.grad((pieces * weight).sum(), parameters)
     torch.testing.assert_close(pieces, kernel, rtol=0, atol=1e-13)

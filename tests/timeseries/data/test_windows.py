@@ -210,8 +210,8 @@ def test_records_from_the_end() -> None:
 def test_records_of_the_test_span() -> None:
     some = series(60, 50)
     protocol = Protocol(6, 3)
-    spans = [protocol.spans(one)["test"] for one in some]
-    records = ForecastRecords(some, [protocol.origins(span) for span in spans], protocol)
+    origins = [protocol.origins(one, "test") for one in some]
+    records = ForecastRecords(some, origins, protocol)
     expected = by_hand(some, protocol, "test")
     assert len(records) == len(expected)
     assert len({record["id"] for record in records}) == len(expected)

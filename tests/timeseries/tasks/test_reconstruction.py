@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from core.backbone import MLP, Backbone
 from core.jobs.errors import UsageError
+from core.jobs.optim import Optimisation
 from core.mixers import Attention
 from timeseries.models import MixerImputer
 from timeseries.tasks import AnomalyScores, Imputation
@@ -53,7 +54,6 @@ def scores(**options: Any) -> AnomalyScores:
 @pytest.mark.parametrize("hide", ["stamps", "channels"])
 def test_a_value_is_expected_without_itself(hide: Literal["stamps", "channels"]) -> None:
     task, given = scores(hide=hide, folds=3, block=2), batch()
-    before = task.expected(given)
     t, c = 13, 1
     given["known"][0, t, c] = True
     before = task.expected(given)
@@ -77,6 +77,14 @@ def test_training_does_not_see_what_is_hidden() -> None:
     task.log = lambda *_, **__: None  # type: ignore[assignment,method-assign]
     error = (found - given["values"])[given["hidden"]]
     assert task.training_step(given, 0).item() == pytest.approx(error.square().mean().item())
+
+
+def test_every_setting_of_the_optimiser_counts() -> None:
+    task = Imputation(model(), CHANNELS, 6, Optimisation(lr=0.2, schedule="halving"))
+    task.trainer = type("Trainer", (), {"estimated_stepping_batches": 10})()  # type: ignore[assignment]
+    found = task.configure_optimizers()
+    assert found["optimizer"].param_groups[0]["lr"] == 0.2
+    assert found["lr_scheduler"]["interval"] == "epoch"
 
 
 class Zero(nn.Module):
