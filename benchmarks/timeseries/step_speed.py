@@ -17,6 +17,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,7 @@ def main() -> None:
             rows.append(row)
             print({k: round(v, 1) if isinstance(v, float) else v for k, v in row.items()})
     result: dict[str, Any] = {"torch": torch.__version__, "device": args.device}
+    result["transformers"] = metadata.version("transformers")
     if args.device == "cuda":
         result["device"] = torch.cuda.get_device_name()
     result |= {"threads": args.threads, "pairs": args.pairs}

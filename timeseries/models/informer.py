@@ -91,7 +91,7 @@ def sparsity(query: Tensor, key: Tensor, sample: Tensor) -> Tensor:
     most = query.new_full(query.shape[:-1], -math.inf)
     total = torch.zeros_like(most)
     for chosen in sample.split(keys_together(query), dim=1):
-        score = (query.unsqueeze(3) * key[:, :, chosen]).sum(-1)
+        score = key[:, :, chosen].mul_(query.unsqueeze(3)).sum(-1)  # in the copy's place
         most, total = torch.maximum(most, score.amax(-1)), total + score.sum(-1)
     return most - total / key.shape[2]
 
