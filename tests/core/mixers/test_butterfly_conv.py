@@ -81,18 +81,28 @@ def test_gradients_reach_every_coefficient() -> None:
         assert (parameter.grad.abs().sum(-1) > 0).all(), name
 
 
-def test_a_document_stands_alone_wherever_its_row_has_it() -> None:
-    """The contract's tests meet untrained transforms, which do not know places."""
+@pytest.mark.parametrize(
+    "rows", [[[-6, 10], [16]], [[5, 7, -4], [-6, 10]]], ids=["left padding", "packed"]
+)
+def test_a_document_stands_alone_wherever_its_row_has_it(rows: list[list[int]]) -> None:
+    """The contract's tests meet untrained transforms, which do not know places.
+
+    ``rows`` are lengths of documents, negative ones of padding.
+    """
     mixer = build(trained=True, max_length=16)
     x = noise(2, 16, DIM)
-    document = torch.tensor([[0] * 5 + [1] * 7 + [-1] * 4, [-1] * 6 + [0] * 10])
-    real = document[..., None] >= 0
-    y = mixer(torch.where(real, x, torch.nan), sequences=Sequences(document))
     assert not torch.allclose(mixer(x.roll(3, 1)), mixer(x).roll(3, 1), atol=1e-3)
-    for row, start, end in ((0, 0, 5), (0, 5, 12), (1, 6, 16)):
-        alone = mixer(x[row : row + 1, start:end])
-        torch.testing.assert_close(y[row : row + 1, start:end], alone)
-    assert (y[~real[..., 0]] == 0).all()
+    document = torch.tensor(
+        [[i if n > 0 else -1 for i, n in enumerate(r) for _ in range(abs(n))] for r in rows]
+    )
+    y = mixer(torch.where(document[..., None] >= 0, x, torch.nan), sequences=Sequences(document))
+    for row, parts in enumerate(rows):
+        start = 0
+        for part in parts:
+            inside = slice(start, start + abs(part))
+            alone = mixer(x[row : row + 1, inside]) if part > 0 else torch.zeros(1, -part, DIM)
+            torch.testing.assert_close(y[row : row + 1, inside], alone)
+            start += abs(part)
 
 
 def test_only_padding_is_no_error() -> None:
