@@ -23,6 +23,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"pattern": SlidingWindow(5)},
         {"pattern": SlidingWindow(3) | GlobalTokens(2)},
     ],
+    "ButterflyConv": [{"max_length": LENGTH, "squash": 0.0, "smooth": 5}],
     "Hyena": [{"order": 3, "shift": 0.05}, {"train_features": True}],
     "S4": [{"state": 5, "discretisation": "zoh"}],
     "S4D": [
@@ -30,6 +31,10 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"initialisation": "inv", "discretisation": "bilinear"},
     ],
     "LMU": [{"inputs": 3, "order": 7, "theta": 5.5, "input_activation": "identity"}],
+    "LongConv": [
+        {"max_length": LENGTH, "smooth": 7},
+        {"initialisation": "random", "squash": 0.0, "kernel_dropout": 0.2},
+    ],
     "RelativeAttention": [{"heads": 4, "max_distance": 6}],
     "Mamba2": [{"head_dim": 16, "groups": 2, "state": 8}],
 }
