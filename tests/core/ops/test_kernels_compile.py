@@ -1,0 +1,69 @@
+"""Triton kernels compile for a GPU that is not here: what the interpreter lets pass fails there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+# In a process of its own: elsewhere kernels are decorated for the interpreter.
+SCRIPT = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from core.ops.fft_conv import long_kernel, short_kernel
+
+HALF = {"consts", "z_ptr", "spectrum_ptr", "past_ptr", "f_ptr", "v_ptr", "g_ptr", "out_ptr"}
+ACTIVATIONS = {"x_ptr", "pre_ptr", "dy_ptr", "post_ptr", "gate_ptr", "out1_ptr", "out2_ptr",
+               "gate1_ptr", "gate2_ptr"}
+
+def kind(name):
+    if name in HALF:
+        return "*fp16"
+    if name in ACTIVATIONS:
+        return "*bf16"
+    return "*fp32" if name.endswith("_ptr") else "fp32" if name == "norm" else "i32"
+
+def compiled(kernel, ones=(), **options):
+    # a count of 1 is a constant to Triton, not a tensor
+    constants = {**options, **dict.fromkeys(ones, 1)}
+    names = [p.name for p in kernel.params]
+    signature = {n: "constexpr" if n in constants else kind(n) for n in names}
+    source = ASTSource(kernel, signature, {(i,): constants[n] for i, n in enumerate(names)
+                                           if n in constants})
+    target = GPUTarget("cuda", 90, 32)
+    made = triton.compile(source, target=target, options={"num_warps": 4, "num_stages": 1})
+    assert made.asm["cubin"], kernel.__name__
+    print(kernel.__name__, flush=True)
+
+TILE = {"COLS": 64, "REPEAT": 1, "KEEP": 64}
+GATES = {"HAS_PRE": True, "HAS_SKIP": True, "HAS_GATE1": True, "HAS_OUT2": True, "HAS_GATE2": True}
+COUNTS = ("channels", "rows", "windows", "groups")
+compiled(short_kernel.convolve_kernel, COUNTS, **TILE, TILES=2, CONJ=True, WINDOWED=True, **GATES)
+compiled(short_kernel.correlate_kernel, COUNTS, COLS=8, REPEAT=8, KEEP=16, WINDOWED=False,
+         HAS_PRE=True, HAS_POST=True, HAS_SKIP=True)
+compiled(short_kernel.filter_kernel, ("channels",), **TILE, HAS_REVERSE=True)
+compiled(short_kernel.filter_gradient_kernel, ("parts", "channels"), **TILE, HAS_REVERSE=True)
+compiled(long_kernel.row_stats_kernel, ("batch", "rows", "pieces"), HAS_PRE=True, HAS_DY=True,
+         HAS_POST=True, BLOCK=2048)
+OUTER = {"N1": 16, "BM": 16, "BK": 16, "BN": 128}
+compiled(long_kernel.outer_kernel, ("batch", "rows"), HAS_GATE=True, **OUTER)
+compiled(long_kernel.outer_inverse_kernel, ("batch", "rows"), **GATES, **OUTER)
+compiled(long_kernel.inner_convolve_kernel, ("batch",), **TILE, N1=64, TILES=2, CONJ=True)
+compiled(long_kernel.inner_spectrum_kernel, (), **TILE, N1=64, HAS_REVERSE=True)
+compiled(long_kernel.inner_correlate_kernel, ("batch", "channels"), **TILE, N1=64,
+         HAS_REVERSE=True)
+"""
+
+
+def test_convolutions_compile_for_hopper() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(done.stdout.split()) == 10
