@@ -5,26 +5,16 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from core.ops.fft_conv import spectral
+from core.ops.fft_conv.plan import Targets, given, rows_of
+from core.ops.fft_conv.tile_kernel import round_store
 
-INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 BLOCK = 1024
-
-
-@triton.jit
-def _store(pointer: tl.tensor, x: tl.tensor, mask: tl.tensor) -> None:
-    """Stores float32 as the type of ``pointer``, to nearest."""
-    if INTERPRET and pointer.dtype.element_ty == tl.bfloat16:
-        # the interpreter's cast cuts the last 16 bits off
-        x = (x.to(tl.int32, bitcast=True) + 0x8000).to(tl.float32, bitcast=True)
-    tl.store(pointer, x.to(pointer.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -99,13 +89,13 @@ def _finish_kernel(
     if HAS_GATE1:
         at = b * gate1_batch + c * gate1_channel + t
         out = z * tl.load(gate1_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    _store(out1_ptr + b * out1_batch + c * out1_channel + t, out, mask)
+    round_store(out1_ptr + b * out1_batch + c * out1_channel + t, out, mask)
     if HAS_OUT2:
         out = z
         if HAS_GATE2:
             at = b * gate2_batch + c * gate2_channel + t
             out = z * tl.load(gate2_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        _store(out2_ptr + b * out2_batch + c * out2_channel + t, out, mask)
+        round_store(out2_ptr + b * out2_batch + c * out2_channel + t, out, mask)
 
 
 @triton.jit
@@ -134,18 +124,11 @@ def _cross_spectrum_kernel(
     tl.store(out_ptr + 2 * i + 1, imaginary, mask=mask)
 
 
-def _rows(x: Tensor | None, stand_in: Tensor) -> Tensor:
-    """``x`` with neighbouring positions next to each other; an absent one is never read."""
-    if x is None:
-        return stand_in
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def gated_copy(out: Tensor, x: Tensor, gate: Tensor | None) -> None:
     """As `spectral.gated_copy`; ``out`` has neighbouring positions next to each other."""
     batch, channels, length = x.shape
-    x = _rows(x, x)
-    gate_rows = _rows(gate, x)
+    x = rows_of(x)
+    gate_rows = given(rows_of(gate), x)
     pieces = triton.cdiv(length, BLOCK)
     with torch.cuda.device_of(x):
         _gated_copy_kernel[(batch * channels * pieces,)](
@@ -163,17 +146,17 @@ def gated_copy(out: Tensor, x: Tensor, gate: Tensor | None) -> None:
         )
 
 
-def finish(z: Tensor, x: Tensor, skip: Tensor | None, targets: list[spectral.Target]) -> None:
+def finish(z: Tensor, x: Tensor, skip: Tensor | None, targets: Targets) -> None:
     """As `spectral.finish`; z, x and every out have neighbouring positions next to each other."""
     batch, channels, length = z.shape
     (out1, gate1), (out2, gate2) = targets[0], targets[-1]
-    gate1_rows, gate2_rows = _rows(gate1, z), _rows(gate2, z)
+    gate1_rows, gate2_rows = given(rows_of(gate1), z), given(rows_of(gate2), z)
     pieces = triton.cdiv(length, BLOCK)
     with torch.cuda.device_of(z):
         _finish_kernel[(batch * channels * pieces,)](
             z,
             x,
-            z if skip is None else skip.contiguous(),
+            given(rows_of(skip), z),
             out1,
             gate1_rows,
             out2,

@@ -16,11 +16,12 @@ from core.ops.fft_conv.plan import (
     Spectrum,
     Targets,
     Tile,
+    chunks,
     cut,
     gain_of,
+    given,
     input_targets,
     outer_constants,
-    rows_of,
     strides,
     tile_constants,
 )
@@ -43,7 +44,7 @@ def forward(
 ) -> Tensor:
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     rows, filters = _Rows.of(u, pre_gate), _filters(h, zero)
-    for part in _chunks(u, how, 2 * CHUNK):
+    for part in chunks(u, how.n1 * how.n2, 2 * CHUNK):
         some = rows.part(part)
         z = _outer(some, how)
         spectrum = _spectrum(filters, part, how)
@@ -70,7 +71,7 @@ def backward(
         dskip.copy_(stats[2].sum(1))
     rows_v, rows_g = _Rows.of(u, pre_gate, stats[0]), _Rows.of(dy, post_gate, stats[1])
     filters = _filters(h, zero)
-    for part in _chunks(u, how, CHUNK):
+    for part in chunks(u, how.n1 * how.n2, CHUNK):
         v, g = rows_v.part(part), rows_g.part(part)
         targets = input_targets(gradients, wanted, u, pre_gate, part)
         skip_part = cut(skip, part)
@@ -101,13 +102,6 @@ def powers(largest: Tensor) -> tuple[Tensor, Tensor]:
     return power.view(torch.float32), inverse.view(torch.float32)
 
 
-def _chunks(u: Tensor, how: Passes, most: int) -> list[slice]:
-    """Channels in parts whose intermediates have about ``most`` numbers each."""
-    batch, channels, _ = u.shape
-    step = max(1, most // (batch * how.n1 * how.n2))
-    return [slice(i, min(i + step, channels)) for i in range(0, channels, step)]
-
-
 def _row_stats(
     x: Tensor,
     pre: Tensor | None,
@@ -116,9 +110,8 @@ def _row_stats(
 ) -> Tensor:
     """(1 or 3, channels, batch): largest |v|, largest |g|, sum of v g; v = pre x, g = post dy."""
     batch, channels, length = x.shape
-    x = rows_of(x, x)
-    pre_rows, dy_rows = rows_of(pre, x), rows_of(dy, x)
-    post_rows = rows_of(post, dy_rows)
+    pre_rows, dy_rows = given(pre, x), given(dy, x)
+    post_rows = given(post, dy_rows)
     block, steps = 2048, 8
     pieces = triton.cdiv(length, block * steps)
     rows = batch * channels
@@ -146,8 +139,8 @@ def _row_stats(
 
 @dataclass(frozen=True)
 class _Rows:
-    """A sequence with its gate, and the powers of two that its rows (channels,
-    batch) are kept at."""
+    """A sequence with its gate, and the powers of two that its rows (channels, batch) are kept
+    at."""
 
     x: Tensor
     gate: Tensor | None
@@ -159,7 +152,7 @@ class _Rows:
         """``largest`` (channels, batch) of the absolute values, if it is known."""
         if largest is None:
             largest = _row_stats(x, gate)[0]
-        return _Rows(rows_of(x, x), gate, *powers(largest))
+        return _Rows(x, gate, *powers(largest))
 
     def part(self, part: slice) -> _Rows:
         gate = cut(self.gate, part)
@@ -170,7 +163,7 @@ def _outer(rows: _Rows, how: Passes) -> Tensor:
     """(2, channels, batch, N1, N2) float16: the columns' transforms."""
     batch, channels, length = rows.x.shape
     outer = outer_constants(how.n1, how.n2, rows.x.device)
-    gate = rows_of(rows.gate, rows.x)
+    gate = given(rows.gate, rows.x)
     z = rows.x.new_empty(2, channels, batch, how.n1, how.n2, dtype=torch.float16)
     long_kernel.outer_kernel[(channels * batch * outer.programs,)](
         rows.x,
@@ -289,7 +282,7 @@ def _outer_inverse(
     (out1, gate1), (out2, gate2) = targets[0], targets[-1]
     x = out1 if rows is None else rows.x
     pre = None if rows is None else rows.gate
-    pre_rows, gate1_rows, gate2_rows = (rows_of(g, x) for g in (pre, gate1, gate2))
+    pre_rows, gate1_rows, gate2_rows = (given(g, x) for g in (pre, gate1, gate2))
     outer = outer_constants(how.n1, how.n2, z.device)
     long_kernel.outer_inverse_kernel[(channels * batch * outer.programs,)](
         z,
@@ -297,7 +290,7 @@ def _outer_inverse(
         factor,
         x,
         pre_rows,
-        x if skip is None else skip.contiguous(),
+        given(skip, x),
         out1,
         gate1_rows,
         out2,

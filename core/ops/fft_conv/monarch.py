@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from core.ops.fft_conv import long, short
-from core.ops.fft_conv.plan import Gradients, Windows, plan
+from core.ops.fft_conv.plan import Gradients, Windows, plan, rows_of
 from core.ops.fft_conv.spectral import empty_gradients
 
 LONGEST = 2**22
@@ -35,6 +35,8 @@ def forward(
 ) -> Tensor:
     """As `spectral.forward`; ``band`` as in `core.ops.fft_conv.fft_conv`."""
     how = plan(u.shape[-1], h.shape[1], zero, band)
+    u, pre_gate, post_gate = rows_of(u), rows_of(pre_gate), rows_of(post_gate)
+    h, skip = h.contiguous(), rows_of(skip)
     with torch.cuda.device_of(u):
         if isinstance(how, Windows):
             return short.forward(u, h, skip, pre_gate, post_gate, zero, how)
@@ -55,6 +57,8 @@ def backward(
     """As `spectral.backward`; ``band`` as in `core.ops.fft_conv.fft_conv`."""
     gradients = empty_gradients(u, h, skip, pre_gate, post_gate, wanted)
     how = plan(u.shape[-1], h.shape[1], zero, band)
+    dy, u, pre_gate, post_gate = rows_of(dy), rows_of(u), rows_of(pre_gate), rows_of(post_gate)
+    h, skip = h.contiguous(), rows_of(skip)
     with torch.cuda.device_of(u):
         if isinstance(how, Windows):
             short.backward(dy, u, h, skip, pre_gate, post_gate, zero, wanted, how, gradients)

@@ -166,11 +166,25 @@ def plan(length: int, taps: int, zero: int, band: float = 1.0) -> Windows | Pass
     return Passes(n1, size // n1, tile_of(size // n1, band))
 
 
-def rows_of(x: Tensor | None, like: Tensor) -> Tensor:
-    """``x`` with neighbouring positions next to each other; an absent one is never read."""
-    if x is None:
-        return like
-    return x if x.stride(-1) == 1 else x.contiguous()
+@overload
+def rows_of(x: Tensor) -> Tensor: ...
+@overload
+def rows_of(x: Tensor | None) -> Tensor | None: ...
+def rows_of(x: Tensor | None) -> Tensor | None:
+    """``x`` with neighbouring positions next to each other."""
+    return x if x is None or x.stride(-1) == 1 else x.contiguous()
+
+
+def given(x: Tensor | None, stand_in: Tensor) -> Tensor:
+    """What a kernel gets in place of an absent tensor is never read."""
+    return stand_in if x is None else x
+
+
+def chunks(u: Tensor, n: int, most: int) -> list[slice]:
+    """Channels in parts of about ``most`` numbers at ``n`` a row, the first one the largest."""
+    batch, channels, _ = u.shape
+    step = max(1, most // (batch * n))
+    return [slice(i, min(i + step, channels)) for i in range(0, channels, step)]
 
 
 def strides(*tensors: Tensor) -> tuple[int, ...]:

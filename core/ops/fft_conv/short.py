@@ -15,8 +15,8 @@ from core.ops.fft_conv.plan import (
     Targets,
     Tile,
     Windows,
+    given,
     input_targets,
-    rows_of,
     strides,
     tile_constants,
 )
@@ -66,7 +66,6 @@ def backward(
 
 def _spectrum(h: Tensor, zero: int, tile: Tile) -> Spectrum:
     channels, taps = h.shape
-    h = h.contiguous()
     spectrum = h.new_empty(2, channels, tile.spectrum, dtype=torch.float16)
     scale = h.new_empty(channels)
     short_kernel.filter_kernel[(triton.cdiv(channels, tile.repeat),)](
@@ -105,16 +104,15 @@ def _convolve(
     conj: bool,
 ) -> None:
     batch, channels, length = x.shape
-    x = rows_of(x, x)
-    pre_rows = rows_of(pre, x)
+    pre_rows = given(pre, x)
     (out1, gate1), (out2, gate2) = targets[0], targets[-1]
-    gate1_rows, gate2_rows = rows_of(gate1, x), rows_of(gate2, x)
+    gate1_rows, gate2_rows = given(gate1, x), given(gate2, x)
     tile, rows = windows.tile, batch * windows.count
     each, groups = _tiles(rows, channels, tile.repeat)
     short_kernel.convolve_kernel[(channels * groups,)](
         x,
         pre_rows,
-        x if skip is None else skip.contiguous(),
+        given(skip, x),
         *spectrum,
         out1,
         gate1_rows,
@@ -156,8 +154,7 @@ def _correlate(
     windows: Windows,
 ) -> None:
     batch, channels, length = u.shape
-    u, dy = rows_of(u, u), rows_of(dy, dy)
-    pre_rows, post_rows = rows_of(pre_gate, u), rows_of(post_gate, dy)
+    pre_rows, post_rows = given(pre_gate, u), given(post_gate, dy)
     tile, rows = windows.tile, batch * windows.count
     tiles = triton.cdiv(rows, tile.repeat)
     # each group keeps a sum of its own: enough of them to fill the device, no more

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import overload
 
 import torch
 from torch import Tensor
+
+from core.ops.fft_conv.plan import Gradients, Targets, chunks, cut, input_targets
 
 # Real numbers in one buffer of a chunk. 2 MiB of float32 measured best on a CPU with 1 MiB of
 # second-level cache a core (twice or half as much: 5 to 20 % slower).
 CPU_CHUNK = 2**19
 # On an H100, 256 MiB run as fast as more; a quarter of it is up to twice as slow.
 CUDA_CHUNK = 2**26
-
-
-Target = tuple[Tensor, Tensor | None]  # what to write, and the gate before it
 
 
 def fast_length(least: int) -> int:
@@ -58,13 +56,6 @@ def transform_length(length: int, taps: int, zero: int, circular: bool) -> int:
     return fast_length(length + max(zero, taps - 1 - zero))
 
 
-def _chunks(u: Tensor, n: int) -> list[slice]:
-    """Channels in parts, the first one the largest."""
-    batch, channels, _ = u.shape
-    step = max(1, (CUDA_CHUNK if u.is_cuda else CPU_CHUNK) // (batch * n))
-    return [slice(i, min(i + step, channels)) for i in range(0, channels, step)]
-
-
 def gated_copy(out: Tensor, x: Tensor, gate: Tensor | None) -> None:
     """out = gate * x; the product of two half-precision numbers is not rounded to half."""
     if gate is None:
@@ -75,7 +66,7 @@ def gated_copy(out: Tensor, x: Tensor, gate: Tensor | None) -> None:
         out.copy_(x).mul_(gate)
 
 
-def finish(z: Tensor, x: Tensor, skip: Tensor | None, targets: list[Target]) -> None:
+def finish(z: Tensor, x: Tensor, skip: Tensor | None, targets: Targets) -> None:
     """out = gate * (z + skip * x), rounded once, for each target; overwrites ``z``."""
     if skip is not None:
         z.addcmul_(x, skip[:, None])
@@ -96,7 +87,7 @@ class Steps:
     """What stands between the transforms; each as the function of that name here."""
 
     gated_copy: Callable[[Tensor, Tensor, Tensor | None], None]
-    finish: Callable[[Tensor, Tensor, Tensor | None, list[Target]], None]
+    finish: Callable[[Tensor, Tensor, Tensor | None, Targets], None]
     cross_spectrum: Callable[[Tensor, Tensor], Tensor]
 
 
@@ -131,17 +122,6 @@ def _invert(spectrum: Tensor, n: int, length: int) -> Tensor:
     return torch.fft.irfft(spectrum, n=n, norm="forward")[..., :length]
 
 
-@overload
-def _cut(x: Tensor, part: slice) -> Tensor: ...
-@overload
-def _cut(x: Tensor | None, part: slice) -> Tensor | None: ...
-def _cut(x: Tensor | None, part: slice) -> Tensor | None:
-    """Channels ``part`` of (B, D, L) or (D, ...)."""
-    if x is None:
-        return None
-    return x[:, part] if x.ndim == 3 else x[part]
-
-
 def forward(
     u: Tensor,
     h: Tensor,
@@ -161,13 +141,13 @@ def forward(
     if u.numel() == 0:
         return y
     n = transform_length(length, h.shape[1], zero, circular)
-    parts = _chunks(u, n)
+    parts = chunks(u, n, CUDA_CHUNK if u.is_cuda else CPU_CHUNK)
     padded = _Padded(batch, parts[0].stop, n, h, steps)
     for part in parts:
-        v, spectrum = padded.load(_cut(u, part), _cut(pre_gate, part))
+        v, spectrum = padded.load(cut(u, part), cut(pre_gate, part))
         spectrum.mul_(_filter_spectrum(h[part], zero, n))
-        targets = [(_cut(y, part), _cut(post_gate, part))]
-        steps.finish(_invert(spectrum, n, length), v, _cut(skip, part), targets)
+        targets = [(cut(y, part), cut(post_gate, part))]
+        steps.finish(_invert(spectrum, n, length), v, cut(skip, part), targets)
     return y
 
 
@@ -182,41 +162,38 @@ def backward(
     circular: bool,
     wanted: Sequence[bool],
     steps: Steps = PLAIN,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> Gradients:
     """Gradients of u, h, skip, pre_gate, post_gate; an empty tensor for each not ``wanted``.
 
     With v = pre_gate * u, g = post_gate * dy and capitals for spectra: dv = irfft(G conj H),
     dh = irfft(sum over the batch of G conj V), and dpost_gate = dy * irfft(V H), skip apart.
     """
     batch, length, taps = u.shape[0], u.shape[-1], h.shape[1]
-    du, dh, dskip, dpre, dpost = empty_gradients(u, h, skip, pre_gate, post_gate, wanted)
+    gradients = empty_gradients(u, h, skip, pre_gate, post_gate, wanted)
+    du, dh, dskip, dpre, dpost = gradients
     if u.numel() == 0:
         return du, dh.zero_(), dskip.zero_(), dpre, dpost
     n = transform_length(length, taps, zero, circular)
-    parts = _chunks(u, n)
+    parts = chunks(u, n, CUDA_CHUNK if u.is_cuda else CPU_CHUNK)
     padded_g = _Padded(batch, parts[0].stop, n, h, steps)
     padded_v = _Padded(batch, parts[0].stop, n, h, steps)
     for part in parts:
-        u_part, dy_part, skip_part = _cut(u, part), _cut(dy, part), _cut(skip, part)
-        pre_part = _cut(pre_gate, part)
+        u_part, dy_part, skip_part = cut(u, part), cut(dy, part), cut(skip, part)
+        pre_part = cut(pre_gate, part)
         filter_f = _filter_spectrum(h[part], zero, n)
-        g, g_f = padded_g.load(dy_part, _cut(post_gate, part))
+        g, g_f = padded_g.load(dy_part, cut(post_gate, part))
         if wanted[1] or wanted[2] or wanted[4]:
             v, v_f = padded_v.load(u_part, pre_part)
             if wanted[2]:
                 dskip[part] = (g * v).sum((0, 2))
             if wanted[4]:
                 z = _invert(v_f * filter_f, n, length)
-                steps.finish(z, v, skip_part, [(_cut(dpost, part), dy_part)])
+                steps.finish(z, v, skip_part, [(cut(dpost, part), dy_part)])
             if wanted[1]:
                 lags = torch.fft.irfft(steps.cross_spectrum(v_f, g_f), n=n)
                 dh[part, zero:] = lags[:, : taps - zero]
                 dh[part, :zero] = lags[:, n - zero :]
-        targets: list[Target] = []
-        if wanted[0]:
-            targets.append((_cut(du, part), pre_part))
-        if wanted[3]:
-            targets.append((_cut(dpre, part), u_part))
+        targets = input_targets(gradients, wanted, u, pre_gate, part)
         if targets:
             dv = _invert(g_f.mul_(filter_f.conj_physical_()), n, length)
             steps.finish(dv, g, skip_part, targets)
@@ -230,7 +207,7 @@ def empty_gradients(
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
     wanted: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> Gradients:
     """Room for the gradients of u, h, skip, pre_gate, post_gate; none for those not wanted."""
     du, dh, dskip, dpre, dpost = (
         torch.empty(x.shape if want else (0,), dtype=x.dtype, device=x.device)

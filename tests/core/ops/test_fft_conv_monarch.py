@@ -169,6 +169,19 @@ def test_a_line_of_zeros_does_not_hide_the_others() -> None:
     assert ratio(fft_conv(u, k), fft_conv_reference(u.double(), k.double())) <= RMS_LIMIT[BF16]
 
 
+@pytest.mark.parametrize("length", [300, 5000])
+def test_filters_cut_from_longer_ones(length: int) -> None:
+    """Rows of the filter that do not follow each other in memory, as the first piece takes them."""
+    u, long_k = torch.randn(1, 2, length).to(BF16), torch.randn(2, length + 50)
+    k = long_k[:, : length - 7].requires_grad_()
+    y = fft_conv(u, k)
+    (gradient,) = torch.autograd.grad(y, k, u)
+    whole = k.detach().double().requires_grad_()
+    z = fft_conv_reference(u.double(), whole)
+    assert ratio(y.detach(), z.detach()) <= RMS_LIMIT[BF16]
+    assert ratio(gradient, torch.autograd.grad(z, whole, u.double())[0]) <= RMS_LIMIT[BF16]
+
+
 @pytest.mark.parametrize("band", [0.5, 0.25])
 @pytest.mark.parametrize("length", [200, 4096, 5000])
 def test_a_band_of_frequencies(length: int, band: float) -> None:
