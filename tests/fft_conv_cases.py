@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from tolerances import assert_close_to_reference
@@ -117,3 +119,52 @@ def check(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0) ->
         assert_close_to_reference(
             name, value, expected[name], simple[name], dtype, gradient=name != "y"
         )
+
+
+def with_history(u: Tensor, k: Tensor, history: Tensor, **options: Tensor) -> Tensor:
+    """The definition for a piece of a sequence, of the whole in one."""
+    pre_gate, post_gate = options.pop("pre_gate"), options.pop("post_gate")
+    v = torch.cat([history, pre_gate * u], 2)
+    return post_gate * fft_conv_reference(v, k, **options)[..., history.shape[-1] :]
+
+
+def spoil(x: Tensor) -> None:
+    """Makes one number of the first row infinite and one of the last NaN."""
+    rows = x[:, None] if x.ndim == 1 else x.view(-1, x.shape[-1])
+    rows[0, rows.shape[1] // 2] = -torch.inf
+    rows[-1, rows.shape[1] // 3] = torch.nan
+
+
+def finite_rows(x: Tensor) -> Tensor:
+    """Which rows of (batch, channels, length), (channels, taps) or (channels, 1) are finite."""
+    return x.isfinite() if x.ndim == 1 else x.isfinite().all(-1)
+
+
+def check_spoiled_rows(
+    case: Case,
+    device: str = "cpu",
+    history: int = 0,
+    band: float = 1.0,
+    spoiled: Sequence[str] | None = None,
+) -> None:
+    """bfloat16 with two numbers that are not finite in each input in turn (or each of ``spoiled``):
+    the rows of outputs and gradients that torch.fft spoils are spoiled, all others bit for bit
+    those of clean inputs."""
+    tensors = case.inputs(torch.bfloat16, device)
+    dy = case.inputs(torch.bfloat16, device, seed=1)["u"]
+    function, reference = partial(fft_conv, band=band), partial(fft_conv_reference, band=band)
+    if history:
+        before = replace(case, length=history, taps=1).inputs(torch.bfloat16, device, seed=2)
+        tensors["history"] = before["u"]
+        function, reference = partial(fft_conv), partial(with_history)
+    clean = values_and_gradients(function, tensors, dy, circular=False)
+    for name in spoiled or (*tensors, "dy"):
+        inputs = {key: x.clone() for key, x in (*tensors.items(), ("dy", dy))}
+        spoil(inputs[name])
+        wide = {key: x.float().cpu() for key, x in inputs.items()}
+        got = values_and_gradients(function, inputs, inputs.pop("dy"), circular=False)
+        expected = values_and_gradients(reference, wide, wide.pop("dy"), circular=False)
+        for key, value in got.items():
+            finite = finite_rows(value)
+            assert torch.equal(finite.cpu(), finite_rows(expected[key])), (name, key)
+            assert torch.equal(value[finite], clean[key][finite]), (name, key)

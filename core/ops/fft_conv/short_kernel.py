@@ -15,14 +15,17 @@ import triton.language as tl
 
 from core.ops.fft_conv.tile_kernel import (
     SIDE,
+    contain,
     invert_real,
     largest_of_rows,
     load_gated,
+    magnitude,
     matrices,
     places,
     power_below,
     regroup,
     round_store,
+    scale_of_rows,
     transform,
 )
 
@@ -114,8 +117,9 @@ def convolve_kernel(
             pre_ptr + b * pre_batch + c * pre_channel,
         )
         x = load_gated(x_row, pre_row, t, mask, HAS_PRE)
-        scale, inverse = power_below(largest_of_rows(tl.abs(x), COLS, REPEAT))
-        real, imag = transform((x * inverse).to(tl.float16), m)
+        scale, inverse = scale_of_rows(largest_of_rows(magnitude(x, REPEAT), COLS, REPEAT), REPEAT)
+        # before the product: next to the cast it would select halves of registers
+        real, imag = transform((contain(x, scale, REPEAT) * inverse).to(tl.float16), m)
         real, imag = real.to(tl.float16), imag.to(tl.float16)
         z = invert_real(real * h_real - imag * h_imag, real * h_imag + imag * h_real, m)
         z = z * factor * scale
@@ -231,16 +235,16 @@ def filter_kernel(
     c = tl.program_id(0).to(tl.int64) * REPEAT + j // COLS
     at = c * taps + zero
     x = tl.load(h_ptr + at + n, mask=(c < channels) & (zero + n < taps), other=0.0)
-    largest = largest_of_rows(tl.abs(x), COLS, REPEAT)
+    largest = largest_of_rows(magnitude(x, REPEAT), COLS, REPEAT)
     past = x
     if HAS_REVERSE:
         past = tl.load(h_ptr + at - n, mask=(c < channels) & (n > 0) & (n <= zero), other=0.0)
-        largest = tl.maximum(largest, largest_of_rows(tl.abs(past), COLS, REPEAT))
-    scale, inverse = power_below(largest)
+        largest = tl.maximum(largest, largest_of_rows(magnitude(past, REPEAT), COLS, REPEAT))
+    scale, inverse = scale_of_rows(largest, REPEAT)
     m = matrices(consts, KEEP)
-    real, imag = transform((x * inverse).to(tl.float16), m)
+    real, imag = transform((contain(x, scale, REPEAT) * inverse).to(tl.float16), m)
     if HAS_REVERSE:
-        r_real, r_imag = transform((past * inverse).to(tl.float16), m)
+        r_real, r_imag = transform((contain(past, scale, REPEAT) * inverse).to(tl.float16), m)
         real, imag = real + r_real, imag - r_imag
     place, size = places(KEEP, REPEAT)
     first = tl.program_id(0).to(tl.int64) * REPEAT
@@ -280,9 +284,11 @@ def filter_gradient_kernel(
         at = (tl.cast(part, tl.int64) * channels + kept_c) * size + place
         real += tl.load(partial_ptr + at, mask=kept_c < channels, other=0.0)
         imag += tl.load(partial_ptr + plane + at, mask=kept_c < channels, other=0.0)
-    largest = tl.maximum(tl.abs(real), tl.abs(imag))
-    scale, inverse = power_below(largest_of_rows(largest, KEEP // REPEAT, REPEAT))
-    real, imag = real * inverse, imag * inverse
+    largest = tl.maximum(magnitude(real, REPEAT), magnitude(imag, REPEAT))
+    largest = largest_of_rows(largest, KEEP // REPEAT, REPEAT)
+    scale, inverse = scale_of_rows(largest, REPEAT)
+    real = contain(real * inverse, scale, REPEAT)
+    imag = contain(imag * inverse, scale, REPEAT)
     scale = regroup(scale, KEEP // REPEAT, COLS, REPEAT)
     m = matrices(consts, KEEP)
     at = c * taps + zero

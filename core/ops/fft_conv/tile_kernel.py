@@ -18,6 +18,7 @@ import triton.language as tl
 
 INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 SIDE = tl.constexpr(64)
+INFINITY = tl.constexpr(0x7F800000)  # float32's, as an integer
 
 
 @triton.jit
@@ -63,6 +64,35 @@ def largest_of_rows(x: tl.tensor, COLS: tl.constexpr, REPEAT: tl.constexpr) -> t
         groups = tl.max(tl.reshape(columns, (REPEAT, COLS)), 1)
         columns = tl.reshape(tl.broadcast_to(groups[:, None], (REPEAT, COLS)), (REPEAT * COLS,))
     return columns[None, :]
+
+
+@triton.jit
+def magnitude(x: tl.tensor, REPEAT: tl.constexpr) -> tl.tensor:
+    """|x| for `largest_of_rows`; where sequences share a tile, its bits as an integer, as `tl.max`
+    of floats passes over NaN."""
+    size = tl.abs(x)
+    if REPEAT > 1:
+        size = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    return size
+
+
+@triton.jit
+def scale_of_rows(largest: tl.tensor, REPEAT: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
+    """`power_below` of the largest `magnitude`; where sequences share a tile, the power is NaN for
+    one with an infinity or NaN."""
+    power, inverse = power_below(largest)
+    if REPEAT > 1:
+        power = tl.where(largest < INFINITY, power, float("nan"))
+    return power, inverse
+
+
+@triton.jit
+def contain(x: tl.tensor, scale: tl.tensor, REPEAT: tl.constexpr) -> tl.tensor:
+    """Where sequences share a tile, zeros for those whose scale is NaN: F2 holds zeros between
+    sequences, and 0 times NaN is NaN. The scale makes NaN of their own results."""
+    if REPEAT > 1:
+        x = tl.where(scale == scale, x, 0.0)
+    return x
 
 
 @triton.jit

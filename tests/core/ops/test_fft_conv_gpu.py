@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fft_conv_cases import OPTIONS, Case, check
+from fft_conv_cases import OPTIONS, Case, check, check_spoiled_rows
 from tolerances import RMS_LIMIT
 from torch import Tensor
 
@@ -107,6 +107,12 @@ def test_a_band_of_frequencies(length: int, band: float) -> None:
         found.append([y, *torch.autograd.grad(y, list(leaves.values()), dy.to(y.dtype))])
     for got, expected in zip(*found, strict=True):
         assert ratio(got.detach(), expected.detach()) <= RMS_LIMIT[torch.bfloat16]
+
+
+@pytest.mark.parametrize("length", [50, 300, 2000, 4096, 20_000, 70_000])
+def test_a_spoiled_row_spoils_no_other(length: int) -> None:
+    case = Case(5, 7, length, reverse_taps=length, skip=True, pre_gate=True, post_gate=True)
+    check_spoiled_rows(case, "cuda")
 
 
 def ratio(got: Tensor, expected: Tensor) -> float:

@@ -7,7 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from fft_conv_cases import Case, check
+from fft_conv_cases import Case, check, check_spoiled_rows
 from tolerances import RMS_LIMIT
 from torch import Tensor
 
@@ -234,3 +234,58 @@ def test_many_windows_share_a_channel(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program takes several tiles of a channel, the last one in part."""
     monkeypatch.setattr(short, "MANY", 1)
     check(Case(batch=70, channels=2, length=600), BF16)
+
+
+# ---- a number that is not finite
+
+warned = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # by NumPy, in the interpreter
+
+
+@warned
+@pytest.mark.parametrize(
+    ("case", "history", "band"),
+    [
+        pytest.param(Case(3, 5, 50, reverse_taps=50), 0, 1.0, id="64 a tile"),
+        pytest.param(Case(3, 3, 300, taps=299), 0, 1.0, id="8 a tile"),
+        pytest.param(Case(3, 3, 2000, reverse_taps=999), 0, 1.0, id="2 a tile"),
+        pytest.param(Case(3, 3, 200, taps=350), 200, 1.0, id="history"),
+        pytest.param(Case(3, 3, 300, reverse_taps=300), 0, 0.25, id="a band, 8 a tile"),
+        pytest.param(Case(2, 2, 4096), 0, 1.0, id="one a tile"),
+    ],
+)
+def test_a_spoiled_row_spoils_no_other(case: Case, history: int, band: float) -> None:
+    case = replace(case, skip=True, pre_gate=True, post_gate=True)
+    check_spoiled_rows(case, history=history, band=band)
+
+
+@warned
+def test_a_spoiled_row_without_gates() -> None:
+    check_spoiled_rows(Case(3, 3, 100))
+
+
+@warned
+@pytest.mark.parametrize(
+    ("case", "band"),
+    [
+        pytest.param(Case(2, 2, 5000, taps=100, reverse_taps=50), 1.0, id="windows"),
+        pytest.param(Case(2, 2, 5000, reverse_taps=5000), 1.0, id="three passes"),
+        pytest.param(Case(2, 2, 5000), 0.5, id="a band, three passes"),
+    ],
+)
+def test_a_spoiled_long_row_spoils_no_other(case: Case, band: float) -> None:
+    case = replace(case, skip=True, pre_gate=True, post_gate=True)
+    check_spoiled_rows(case, band=band, spoiled=("u", "k", "dy"))
+
+
+@warned
+@pytest.mark.parametrize("length", [100, 5000])
+def test_a_gate_that_overflows_spoils_no_other_row(length: int) -> None:
+    """The product of two finite numbers; NaN with its sign bit set; a sample of nothing but it."""
+    tensors = Case(4, 1, length, pre_gate=True).inputs(BF16)
+    clean = fft_conv(**tensors)
+    tensors["u"][0, 0, 7] = tensors["pre_gate"][0, 0, 7] = 1e30
+    tensors["u"].view(torch.int16)[1, 0, 7] = -64
+    tensors["u"][2] = torch.inf
+    y = fft_conv(**tensors)
+    assert not y[:3].isfinite().all(2).any()
+    assert torch.equal(y[3], clean[3])

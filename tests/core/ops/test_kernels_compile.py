@@ -40,14 +40,16 @@ def compiled(kernel, ones=(), **options):
     assert made.asm["cubin"], kernel.__name__
     print(kernel.__name__, flush=True)
 
-TILE = {"COLS": 64, "REPEAT": 1, "KEEP": 64}
+TILE, SHARED = ({"COLS": 64 // n, "REPEAT": n, "KEEP": 64 // s} for n, s in ((1, 1), (8, 4)))
 GATES = {"HAS_PRE": True, "HAS_SKIP": True, "HAS_GATE1": True, "HAS_OUT2": True, "HAS_GATE2": True}
 COUNTS = ("channels", "rows", "windows", "groups")
 compiled(short_kernel.convolve_kernel, COUNTS, **TILE, TILES=2, CONJ=True, WINDOWED=True, **GATES)
-compiled(short_kernel.correlate_kernel, COUNTS, COLS=8, REPEAT=8, KEEP=16, WINDOWED=False,
-         HAS_PRE=True, HAS_POST=True, HAS_SKIP=True)
-compiled(short_kernel.filter_kernel, ("channels",), **TILE, HAS_REVERSE=True)
-compiled(short_kernel.filter_gradient_kernel, ("parts", "channels"), **TILE, HAS_REVERSE=True)
+compiled(short_kernel.convolve_kernel, (), **SHARED, TILES=1, CONJ=False, WINDOWED=False, **GATES)
+compiled(short_kernel.correlate_kernel, COUNTS, **SHARED, WINDOWED=False, HAS_PRE=True,
+         HAS_POST=True, HAS_SKIP=True)
+for tile in (TILE, SHARED):
+    compiled(short_kernel.filter_kernel, ("channels",), **tile, HAS_REVERSE=True)
+    compiled(short_kernel.filter_gradient_kernel, ("parts", "channels"), **tile, HAS_REVERSE=True)
 compiled(long_kernel.row_stats_kernel, ("batch", "rows", "pieces"), HAS_PRE=True, HAS_DY=True,
          HAS_POST=True, BLOCK=2048)
 OUTER = {"N1": 16, "BM": 16, "BK": 16, "BN": 128}
@@ -66,4 +68,4 @@ def test_convolutions_compile_for_hopper() -> None:
         [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.split()) == 10
+    assert len(done.stdout.split()) == 13
