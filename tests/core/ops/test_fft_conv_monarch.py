@@ -284,7 +284,7 @@ def test_a_gate_that_overflows_spoils_no_other_row(length: int) -> None:
     tensors = Case(4, 1, length, pre_gate=True).inputs(BF16)
     clean = fft_conv(**tensors)
     tensors["u"][0, 0, 7] = tensors["pre_gate"][0, 0, 7] = 1e30
-    tensors["u"].view(torch.int16)[1, 0, 7] = -64
+    tensors["u"].view(torch.int16)[1, 0, 7] = -64  # the bits of that NaN
     tensors["u"][2] = torch.inf
     y = fft_conv(**tensors)
     assert not y[:3].isfinite().all(2).any()
