@@ -135,7 +135,9 @@ def fit_and_test(settings: dict[str, Any], args: argparse.Namespace) -> dict[str
         words = ["--config", str(file), *args.keys]
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        fit: Any = job("timeseries", ["fit", *words, kept(folder, "val/loss")]).trainer
+        fit: Any = job(
+            "timeseries", ["fit", *words, kept(f"{folder}/checkpoints", "val/loss")]
+        ).trainer
         best: Any = fit.checkpoint_callback
         row = {
             "parameters": sum(p.numel() for p in fit.lightning_module.parameters()),

@@ -145,7 +145,7 @@ def share(
         now = time.monotonic() - begun
         return now + longest.get(trial.kind, 0.0) < args.deadline
 
-    while workers:
+    while True:
         for worker in workers:
             if worker.trial is None:
                 queue = queues[worker.gpu is not None]
@@ -155,9 +155,11 @@ def share(
                 if worker.trial is not None:
                     queue.remove(worker.trial)
         workers[:] = [w for w in workers if w.trial is not None]
+        if not workers:  # waiting for nobody would take the whole timeout
+            return
         rest = args.deadline - (time.monotonic() - begun)
         ready = wait([w.pipe for w in workers], timeout=min(max(0.0, rest), 60.0))
-        if workers and not ready and rest <= 0:
+        if not ready and rest <= 0:
             return
         for worker in [w for w in workers if w.pipe in ready]:
             trial, seconds = worker.trial, time.monotonic() - worker.started

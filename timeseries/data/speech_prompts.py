@@ -103,8 +103,7 @@ def window_starts(samples: NDArray, length: int) -> list[int]:
     out whose frames are less than half speech. A frame belongs to the window that it begins in."""
     heard = speech(samples)
     starts = range(0, len(samples) - length + 1, length)
-    ends = (-(-start // FRAME) for start in (*starts, len(starts) * length))
-    bounds = list(ends)
+    bounds = [-(-start // FRAME) for start in (*starts, len(starts) * length)]
     return [
         start
         for start, first, end in zip(starts, bounds[:-1], bounds[1:], strict=True)
