@@ -215,6 +215,7 @@ def replaced(column: str, row: int, value: object) -> pl.DataFrame:
         (replaced("y", 2, None), "row 3 has no values in y"),
         (replaced("x", 1, [1.0, 2.0, None, 4.0, 5.0]), "row 2 has empty or infinite values"),
         (replaced("x", 1, [1.0, 2.0, 3.0, 4.0, float("inf")]), "row 2 has empty or infinite"),
+        (replaced("x", 3, [None, 2.0]), "row 4 has empty or infinite values"),
         (replaced("unique_id", 4, "p"), "row 5 repeats its unique_id"),
         (replaced("label", 3, None), "row 4 has no label"),
         (replaced("split", 3, "dev"), "row 4: series 's': split 'dev' is none of train, val"),

@@ -100,12 +100,13 @@ def test_a_window_needs_half_its_frames_in_speech() -> None:
     assert window_starts(np.zeros_like(samples), 4 * FRAME) == []
 
 
-def test_windows_that_frames_do_not_divide() -> None:
-    """1,024 samples are 6.4 frames: a frame counts where it begins, once."""
-    heard = np.zeros(32, bool)
-    heard[7:11] = True  # the windows hold 7, 6, 7, 6 and 6 frames: 4 of the second are speech
+@pytest.mark.parametrize(("loud", "starts"), [((7, 8, 9), [1024]), ((6, 7, 8), [])])
+def test_windows_that_frames_do_not_divide(loud: tuple[int, ...], starts: list[int]) -> None:
+    """1,024 samples are 6.4 frames: frame 6 begins in the first window and counts there alone, so
+    that the second one has the frames 7 to 12."""
+    heard = np.isin(np.arange(32), loud)
     samples = np.where(np.repeat(heard, FRAME), 1000, 1).astype(np.int16)
-    assert window_starts(samples, 1024) == [1024]
+    assert window_starts(samples, 1024) == starts
 
 
 def test_levels_are_those_of_the_mu_law() -> None:
