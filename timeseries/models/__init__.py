@@ -2,6 +2,7 @@
 
 from timeseries.models.autoformer import Autoformer
 from timeseries.models.classifier import MixerClassifier
+from timeseries.models.cnn import ConvClassifier
 from timeseries.models.dlinear import DLinear
 from timeseries.models.events import EventModel
 from timeseries.models.imputer import MixerImputer
@@ -26,6 +27,7 @@ FORECASTERS = (
 __all__ = [
     "FORECASTERS",
     "Autoformer",
+    "ConvClassifier",
     "DLinear",
     "DeepAR",
     "EventModel",

@@ -30,7 +30,8 @@ class SeriesClassification(L.LightningModule):
     Metrics: ``accuracy``, ``macro_f1``; in the test also those of two baselines that are fitted to
     the same training series (``timeseries.tasks.baselines``), and ``accuracy_at_25``, 50, 75 and
     100 per cent of each test series' steps. All twentieths are a figure and a table; a model with
-    ``step`` is fed one step at a time for it.
+    ``step`` is fed one step at a time for it. On long series the nearest neighbour and the prefixes
+    may take longer than training: ``baselines`` and ``prefixes`` leave them out.
 
     Raises ValueError for fewer than two classes.
     """
@@ -40,11 +41,14 @@ class SeriesClassification(L.LightningModule):
         model: nn.Module,
         classes: int = 0,
         optimisation: Optimisation = Optimisation(),  # noqa: B008  # read only
+        baselines: bool = True,
+        prefixes: bool = True,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["model"])
         self.model = model
         self.optimisation = optimisation
+        self.baselines, self.prefixes = baselines, prefixes
         if classes < 2:
             raise ValueError(f"SeriesClassification: classes must be at least 2, got {classes}")
         kind: Any = {"task": "multiclass", "num_classes": classes}
@@ -98,6 +102,8 @@ class SeriesClassification(L.LightningModule):
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self._evaluate(batch, self.test_scores, "test")
+        if not self.prefixes:
+            return
         values, sequences = batch["values"], batch["sequences"]
         answers = prefix_logits(self.model, values, sequences).argmax(-1)
         self.curve.update(answers, batch["label"], prefix_steps(values, sequences))
@@ -105,7 +111,12 @@ class SeriesClassification(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         tested = sum(len(label) for _, label in self._seen) * self.trainer.world_size
         self._finish(self.test_scores, "test")
-        self._baselines(tested)
+        if self.baselines:
+            self._score_baselines(tested)
+        if self.prefixes:
+            self._finish_curve()
+
+    def _finish_curve(self) -> None:
         table = self.curve.table()
         self.curve.reset()
         for share, accuracy in table.gather_every(5, offset=4)["share", "accuracy"].iter_rows():
@@ -114,7 +125,7 @@ class SeriesClassification(L.LightningModule):
             log_table(self.trainer, table, "tables/test_accuracy_by_prefix.csv")
             log_figure(self.trainer, prefix_figure(table), "plots/test_accuracy_by_prefix.png")
 
-    def _baselines(self, tested: int) -> None:
+    def _score_baselines(self, tested: int) -> None:
         """The baselines' metrics on the series that the model was tested on."""
         data = self._data()
         test = data.split("test")[:tested]

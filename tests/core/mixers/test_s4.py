@@ -12,6 +12,7 @@ from largest_tensor import LargestTensor
 from scipy.signal import cont2discrete
 from torch import Tensor
 
+from core.backbone import MLP, Backbone
 from core.jobs.optim import adamw
 from core.mixers import S4
 from core.mixers import s4 as module
@@ -194,6 +195,19 @@ def test_float32_steps_stay_with_the_convolution() -> None:
             y, state = mixer.step(x[:, t], state)
             steps.append(y)
         torch.testing.assert_close(torch.stack(steps, 1), mixer(x), rtol=0, atol=1e-5)
+
+
+def test_memory_of_steps_does_not_grow() -> None:
+    backbone = Backbone(4, {"s4": S4, "mlp": MLP}, "(s4 mlp)*2").eval()
+    x, state, seen = noise(2000, 1, 4).float(), backbone.init_state(1), {}
+    with torch.no_grad():
+        for t, token in enumerate(x):
+            with LargestTensor() as largest:
+                _, state = backbone.step(token, state)
+            held = sum(one.numel() for one in state if one is not None)
+            seen[t] = (held, largest.elements, largest.memory)
+    assert seen[0][0] == 2 * 4 * 32  # layers, channels, modes
+    assert set(seen.values()) == {seen[0]}
 
 
 def test_noncausal_adds_a_kernel_backward_in_time() -> None:

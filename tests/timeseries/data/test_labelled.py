@@ -173,6 +173,70 @@ def test_bad_tables(tmp_path: Path, rows: pl.DataFrame, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def lists() -> pl.DataFrame:
+    """The same series, a row each, in the order of the file."""
+    rows = table().sort("step", maintain_order=True)
+    return rows.group_by("unique_id", "label", "split", maintain_order=True).agg("x", "y")
+
+
+@pytest.mark.parametrize("kind", [pl.List(pl.Float64), pl.List(pl.Int16), pl.Array])
+def test_a_row_a_series(tmp_path: Path, kind: pl.DataType) -> None:
+    rows, whole = lists(), table()
+    if kind == pl.Array:
+        rows = rows.with_columns(pl.col("x", "y").list.head(2).list.to_array(2))
+        whole = whole.filter(pl.col("step") < 2)
+    else:
+        rows = rows.with_columns(pl.col("x", "y").cast(kind))
+    file = tmp_path / "rows.parquet"
+    rows.write_parquet(file)
+    found, long = LabelledSeriesData(path=str(file)), data(tmp_path, whole)
+    for one in (found, long):
+        one.setup("fit")
+    assert found.model_facts() == long.model_facts()
+    for split in ("train", "val", "test"):
+        for one, other in zip(found.split(split), long.split(split), strict=True):
+            assert (one.name, one.label) == (other.name, other.label)
+            exact = np.trunc(other.values) if kind == pl.List(pl.Int16) else other.values
+            np.testing.assert_array_equal(one.values, exact)
+
+
+def replaced(column: str, row: int, value: object) -> pl.DataFrame:
+    rows = lists()
+    cells = rows[column].to_list()
+    cells[row] = value
+    return rows.with_columns(pl.Series(column, cells, dtype=rows.schema[column]))
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (replaced("x", 1, [1.0] * 4), "row 2 has another number of values in y than before"),
+        (replaced("x", 2, []), "row 3 has no values in x"),
+        (replaced("y", 2, None), "row 3 has no values in y"),
+        (replaced("x", 1, [1.0, 2.0, None, 4.0, 5.0]), "row 2 has empty or infinite values"),
+        (replaced("x", 1, [1.0, 2.0, 3.0, 4.0, float("inf")]), "row 2 has empty or infinite"),
+        (replaced("x", 3, [None, 2.0]), "row 4 has empty or infinite values"),
+        (replaced("unique_id", 4, "p"), "row 5 repeats its unique_id"),
+        (replaced("label", 3, None), "row 4 has no label"),
+        (replaced("split", 3, "dev"), "row 4: series 's': split 'dev' is none of train, val"),
+        (lists().with_columns(y=pl.lit(1.0)), "column 'y' holds no lists"),
+    ],
+)
+def test_bad_tables_of_lists(tmp_path: Path, rows: pl.DataFrame, said: str) -> None:
+    file = tmp_path / "rows.parquet"
+    rows.write_parquet(file)
+    with pytest.raises(DataError) as caught:
+        LabelledSeriesData(path=str(file)).setup("fit")
+    assert said in str(caught.value)
+
+
+def test_a_row_a_series_has_no_column_of_time(tmp_path: Path) -> None:
+    file = tmp_path / "rows.parquet"
+    lists().with_columns(step=1).write_parquet(file)
+    with pytest.raises(UsageError, match=r"leave out data\.time"):
+        LabelledSeriesData(path=str(file), time="step").setup("fit")
+
+
 def test_without_channels(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no column is left as a channel"):
         data(tmp_path, table().drop("x", "y")).setup("fit")

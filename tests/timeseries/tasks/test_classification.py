@@ -135,6 +135,24 @@ def test_metrics_equal_sklearn(data: LabelledSeriesData) -> None:
     assert said["test/loss"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
+def test_baselines_and_prefixes_can_be_left_out(data: LabelledSeriesData) -> None:
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
+    )
+
+    def tested(**options: bool) -> dict[str, float]:
+        task = SeriesClassification(Sums(), classes=3, **options)
+        [said] = trainer.test(task, datamodule=data, verbose=False)
+        return dict(said)
+
+    own = {"test/accuracy", "test/macro_f1", "test/loss"}
+    whole = tested()
+    short = tested(baselines=False, prefixes=False)
+    assert short == {key: whole[key] for key in own}
+    curve = tested(baselines=False)
+    assert set(curve) - own == {f"test/accuracy_at_{k}" for k in (25, 50, 75, 100)}
+
+
 def test_nearest_neighbour_by_brute_force(data: LabelledSeriesData) -> None:
     train, test = data.split("train"), data.split("test")
     longest = max(len(one.values) for one in train)
