@@ -150,7 +150,8 @@ class Embedding(nn.Module):
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(batch, time, dim) from (batch, time, channels) and (batch, time, time_features)."""
         y = self.value(x)
-        return self.dropout(y if self.time is None else y + self.time(time))
+        # A sum is laid out as its first term: the map's, as the projections behind it want it.
+        return self.dropout(y if self.time is None else self.time(time) + y)
 
 
 class CircularConv(nn.Conv1d):
