@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.backbone import MLP
+from core.backbone import MLP, Dropout
 from core.mixers.attention import Attention
 from core.mixers.base import at_least_float32
 from timeseries.models.sizes import check_sizes
@@ -247,7 +247,7 @@ class InformerLayer(nn.Module):
         expand = options.feedforward / dim
         self.mlp = MLP(dim, expand=expand, approximate="none", dropout=rate)
         self.mlp_norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(rate)
+        self.dropout = Dropout(rate)
 
     def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
         """(batch, length, dim) -> the same; ``memory`` (batch, any length, dim) in the decoder."""
@@ -271,8 +271,8 @@ class Distilling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.elu(self.norm(self.conv(x.transpose(1, 2))))
-        # Once here: else each projection of the next layer copies it and keeps its copy.
-        return F.max_pool1d(y, 3, stride=2, padding=1).transpose(1, 2).contiguous()
+        y = F.max_pool1d(y, 3, stride=2, padding=1).transpose(1, 2)
+        return y.contiguous()  # else each projection copies it and keeps its copy
 
 
 class InformerEncoder(nn.Module):
@@ -328,15 +328,14 @@ class InformerEmbedding(nn.Module):
         angle = torch.arange(length)[:, None] * 10_000 ** (-pairs / dim)
         waves = torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :dim]
         self.register_buffer("position", waves.float(), persistent=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, values: Tensor, time: Tensor) -> Tensor:
         """(batch, length, channels) and (batch, length, time_features) -> (batch, length, dim)."""
-        # A sum is laid out as its first term: this one as the projections behind it want it.
-        x = self.position + self.token(values.transpose(1, 2)).transpose(1, 2)
+        x = self.token(values.transpose(1, 2)).transpose(1, 2) + self.position
         if self.calendar is not None:
             x = x + self.calendar(time)
-        return self.dropout(x)
+        return self.dropout(x).contiguous()  # else each projection copies it and keeps its copy
 
 
 class Informer(nn.Module):
