@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -22,6 +23,7 @@ class LargestTensor(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
+                leaf = leaf.values() if leaf.layout == torch.sparse_csr else leaf
                 self.elements = max(self.elements, leaf.numel())
                 self.memory = max(self.memory, leaf.untyped_storage().nbytes())
         return out

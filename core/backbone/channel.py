@@ -7,6 +7,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core.backbone.dropout import Dropout
+
 
 class MLP(nn.Module):
     """Linear, GELU (``exact`` or its tanh approximation), linear; hidden width ``expand * dim``."""
@@ -24,7 +26,7 @@ class MLP(nn.Module):
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
         self.approximate = approximate
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.dropout(F.gelu(self.fc1(x), approximate=self.approximate)))
@@ -38,7 +40,7 @@ class GatedMLP(nn.Module):
         hidden = round(expand * dim)
         self.in_proj = nn.Linear(dim, 2 * hidden, bias=False)
         self.out_proj = nn.Linear(hidden, dim, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.in_proj(x).chunk(2, dim=-1)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from core.backbone import Dropout
 from timeseries.models.autocorrelation import AutoCorrelation
 from timeseries.models.decomposition import SeriesDecomposition
 from timeseries.models.sizes import check_sizes
@@ -99,7 +100,7 @@ class EncoderLayer(nn.Module):
         self.attention = AutoCorrelation(dim, factor)
         self.feedforward = _feedforward(dim, feedforward, dropout)
         self.decomposition = SeriesDecomposition(moving_average)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, time, dim) -> the same."""
@@ -126,7 +127,7 @@ class DecoderLayer(nn.Module):
         self.cross_attention = AutoCorrelation(dim, factor)
         self.feedforward = _feedforward(dim, feedforward, dropout)
         self.decomposition = SeriesDecomposition(moving_average)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.trend = CircularConv(dim, channels)
 
     def forward(self, x: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,7 +146,7 @@ class Embedding(nn.Module):
         self.value = CircularConv(channels, dim)
         nn.init.kaiming_normal_(self.value.weight, nonlinearity="leaky_relu")
         self.time = nn.Linear(time_features, dim, bias=False) if time_features else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(batch, time, dim) from (batch, time, channels) and (batch, time, time_features)."""
@@ -178,7 +179,7 @@ def _feedforward(dim: int, hidden: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(dim, hidden, bias=False),
         nn.GELU(),
-        nn.Dropout(dropout),
+        Dropout(dropout),
         nn.Linear(hidden, dim, bias=False),
-        nn.Dropout(dropout),
+        Dropout(dropout),
     )

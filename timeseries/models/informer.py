@@ -31,6 +31,7 @@ choice is exact; in eval mode the sample is always the same.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -38,7 +39,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.backbone import MLP
+from core.backbone import MLP, Dropout
 from core.mixers.attention import Attention
 from core.mixers.base import at_least_float32
 from timeseries.models.sizes import check_sizes
@@ -84,16 +85,45 @@ def sparsity(query: Tensor, key: Tensor, sample: Tensor) -> Tensor:
     """How far each query is from looking at all keys alike: (batch, heads, length).
 
     The largest of its scores with the keys of ``sample`` (length, count), minus their sum divided
-    by the number of all keys. Holds a copy of the keys at a time; of small ones on a GPU several,
-    for fewer launches.
+    by the number of all keys.
     """
     query, key = at_least_float32(query), at_least_float32(key)
+    extremes = in_place if query.device.type == "cpu" else by_copies
+    most, total = extremes(query, key, sample)
+    return most - total / key.shape[2]
+
+
+def by_copies(query: Tensor, key: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest and sum of each query's scores with its ``sample``, as in `sparsity`. Holds a copy of
+    the keys at a time; of small ones on a GPU several, for fewer launches."""
     most = query.new_full(query.shape[:-1], -math.inf)
     total = torch.zeros_like(most)
     for chosen in sample.split(keys_together(query), dim=1):
         score = key[:, :, chosen].mul_(query.unsqueeze(3)).sum(-1)  # in the copy's place
         most, total = torch.maximum(most, score.amax(-1)), total + score.sum(-1)
-    return most - total / key.shape[2]
+    return most, total
+
+
+def in_place(query: Tensor, key: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+    """What `by_copies` gives, on a CPU: a product of queries and keys that computes the entries of
+    a sparse matrix alone reads the keys where they lie. Holds the scores of the sample."""
+    (length, count), keys = sample.shape, key.shape[2]
+    entry = torch.arange(length)[:, None] * keys + sample
+    entry, place = entry.unique(return_inverse=True)  # keys drawn twice are one entry
+    place = place.flatten()
+    rows = torch.searchsorted(entry, torch.arange(length + 1) * keys)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+        wanted = torch.sparse_csr_tensor(
+            rows, entry % keys, query.new_zeros(len(entry)), (length, keys), check_invariants=True
+        )
+    scores = [
+        torch.sparse.sampled_addmm(wanted, q, k.T, beta=0).values().index_select(0, place)
+        for queries, theirs in zip(query, key, strict=True)
+        for q, k in zip(queries, theirs, strict=True)
+    ]
+    score = torch.stack(scores).view(*query.shape[:3], count)
+    return score.amax(-1), score.sum(-1)
 
 
 def prob_sparse_attention(
@@ -217,7 +247,7 @@ class InformerLayer(nn.Module):
         expand = options.feedforward / dim
         self.mlp = MLP(dim, expand=expand, approximate="none", dropout=rate)
         self.mlp_norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(rate)
+        self.dropout = Dropout(rate)
 
     def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
         """(batch, length, dim) -> the same; ``memory`` (batch, any length, dim) in the decoder."""
@@ -241,7 +271,8 @@ class Distilling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.elu(self.norm(self.conv(x.transpose(1, 2))))
-        return F.max_pool1d(y, 3, stride=2, padding=1).transpose(1, 2)
+        y = F.max_pool1d(y, 3, stride=2, padding=1).transpose(1, 2)
+        return y.contiguous()  # else each projection copies it and keeps its copy
 
 
 class InformerEncoder(nn.Module):
@@ -297,14 +328,14 @@ class InformerEmbedding(nn.Module):
         angle = torch.arange(length)[:, None] * 10_000 ** (-pairs / dim)
         waves = torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :dim]
         self.register_buffer("position", waves.float(), persistent=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, values: Tensor, time: Tensor) -> Tensor:
         """(batch, length, channels) and (batch, length, time_features) -> (batch, length, dim)."""
         x = self.token(values.transpose(1, 2)).transpose(1, 2) + self.position
         if self.calendar is not None:
             x = x + self.calendar(time)
-        return self.dropout(x)
+        return self.dropout(x).contiguous()  # else each projection copies it and keeps its copy
 
 
 class Informer(nn.Module):

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.backbone import MLP
+from core.backbone import MLP, Dropout
 from core.mixers.attention import Attention
 from timeseries.models.patches import patch_count, patches
 from timeseries.models.reconciliation import (
@@ -79,7 +79,7 @@ class AxisMixer(nn.Module):
         self.axis = axis
         self.norm = FeatureNorm(norm, dim)
         self.mlp = MLP(size, expand=expansion, approximate="none", dropout=dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.gate = GatedAttention(size) if gated else nn.Identity()
         self.attention = self.attention_norm = None
         if heads:
@@ -222,7 +222,7 @@ class PatchTSMixer(nn.Module):
         _check_choices(scaling=(scaling, Scaling))
         self.scaling: Scaling = scaling
         self.encoder = PatchTSMixerEncoder(lookback, channels, **encoder)
-        self.head_dropout = nn.Dropout(head_dropout)
+        self.head_dropout = Dropout(head_dropout)
         self.head = nn.Linear(self.encoder.patches * self.encoder.embedding.out_features, horizon)
         self.channel_head = self.patch_head = None
         if reconcile_channels:
@@ -321,7 +321,7 @@ class PatchTSMixerPretraining(nn.Module):
         if not 0 < mask_ratio < 1:
             raise ValueError(f"mask_ratio is {mask_ratio}; give a share between 0 and 1")
         self.mask_ratio, self.mask_channels_together = mask_ratio, mask_channels_together
-        self.head_dropout = nn.Dropout(head_dropout)
+        self.head_dropout = Dropout(head_dropout)
         self.head = nn.Linear(self.encoder.embedding.out_features, length)
 
     def forward(self, past: Tensor, mask: Tensor | None = None) -> Reconstruction:

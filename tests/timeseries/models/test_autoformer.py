@@ -25,6 +25,7 @@ from torch.testing import assert_close
 from transformers import AutoformerConfig, AutoformerForPrediction
 from transformers.models.autoformer.modeling_autoformer import AutoformerAttention
 
+from core.backbone import Dropout
 from timeseries.models.autocorrelation import AutoCorrelation, correlation, delayed_sum
 from timeseries.models.autoformer import Autoformer, Embedding, EncoderLayer, SeasonalNorm
 from timeseries.models.decomposition import SeriesDecomposition
@@ -325,6 +326,7 @@ def test_training_loss_and_gradients_are_transformers(
 ) -> None:
     """Their loss is the likelihood of a Student-T around the forecast."""
     monkeypatch.setattr(F, "dropout", dropped)
+    monkeypatch.setattr(Dropout, "forward", lambda self, x: dropped(x, self.p, self.training))
     ours, theirs = both(lookback, horizon, channels, label_length, factor=factor, dropout=dropout)
     with torch.no_grad():
         for head in theirs.parameter_projection.proj:

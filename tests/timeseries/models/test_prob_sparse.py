@@ -14,6 +14,7 @@ from timeseries.models import informer
 from timeseries.models.informer import (
     InformerAttention,
     LayerOptions,
+    by_copies,
     log_count,
     prob_sparse_attention,
     sampled_keys,
@@ -60,12 +61,15 @@ def by_definition(
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("count", [1, 6, 17])
 @pytest.mark.parametrize("active", [1, 6, 16])
-@pytest.mark.parametrize("together", [1, 4])
+@pytest.mark.parametrize("together", [0, 1, 4])
 def test_prob_sparse_attention_is_its_definition(
     causal: bool, count: int, active: int, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With all 17 keys the top queries are the exact ones."""
-    monkeypatch.setattr(informer, "keys_together", lambda key: together)
+    """With all 17 keys the top queries are the exact ones. On other devices than a CPU copies of
+    keys lie ``together``."""
+    if together:
+        monkeypatch.setattr(informer, "in_place", by_copies)
+        monkeypatch.setattr(informer, "keys_together", lambda key: together)
     query, key, value = torch.randn(3, 2, 2, 17, 4, dtype=torch.float64)
     sample = sampled_keys(17, count, fresh=True, device=CPU)
     if count == 17:
