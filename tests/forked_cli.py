@@ -70,6 +70,12 @@ class Server:
         self.process.stdout.close()
 
 
+def metrics_of(said: str) -> dict[str, str]:
+    """The metrics that ``test`` printed, by name."""
+    words = said.split("test done:")[1].split("run folder:")[0].split()
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
 def serve() -> None:
     import mlflow.store.tracking.sqlalchemy_store
     import mlflow.tracking  # noqa: F401

@@ -11,21 +11,13 @@ cache is filled at random, since its forward pass grows with the square.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import resource
-import shlex
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.timeseries.resident import highest_resident, report
 from core.mixers import Aaren, Attention
 from core.mixers.attention import AttentionState
 
@@ -52,7 +44,7 @@ def measure(name: str, length: int) -> dict[str, float | int | str]:
     mixer = {"aaren": Aaren, "attention": Attention}[name](DIM, heads=HEADS)
     state = state_after(mixer, 2)
     mixer.step(torch.randn(1, DIM), state)  # what the libraries allocate once is not the state's
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = highest_resident()
     state = state_after(mixer, length)
     seconds = []
     for _ in range(STEPS):
@@ -60,44 +52,23 @@ def measure(name: str, length: int) -> dict[str, float | int | str]:
         start = time.process_time()
         _, state = mixer.step(x, state)
         seconds.append(time.process_time() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    peak = highest_resident() - before
     held = sum(part.nbytes for part in state if isinstance(part, torch.Tensor))
     return {
         "mixer": name,
         "length": length,
         "state_mb": round(held / MB, 4),
-        "peak_mb": round(peak / 1024, 1),
+        "peak_mb": round(peak, 1),
         "ms": round(1000 * statistics.median(seconds), 3),
         "fastest_ms": round(1000 * min(seconds), 3),
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 16_384, 65_536])
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.one:
-        print(json.dumps(measure(given.one[0], int(given.one[1]))))
-        return
-    rows = []
-    for length in given.lengths:
-        for name in ("aaren", "attention"):
-            words = [sys.executable, __file__, "--one", name, str(length)]
-            done = subprocess.run(words, check=True, capture_output=True, text=True)
-            rows.append(json.loads(done.stdout))
-            print(rows[-1], flush=True)
-    result = {
-        "command": shlex.join(["python", "benchmarks/timeseries/aaren_memory.py", *sys.argv[1:]]),
-        "device": f"{platform.machine()}, 1 thread of {os.cpu_count()} cores, shared",
-        "versions": {"torch": torch.__version__},
-        "layer": {"dim": DIM, "heads": HEADS, "batch": 1, "dtype": "float32"},
-        "steps": STEPS,
-        "rows": rows,
-    }
-    given.out.write_text(json.dumps(result, indent=1) + "\n")
+def facts() -> dict[str, Any]:
+    layer = {"dim": DIM, "heads": HEADS, "batch": 1, "dtype": "float32"}
+    return {"layer": layer, "steps": STEPS}
 
 
 if __name__ == "__main__":
-    main()
+    lengths = (1024, 4096, 16_384, 65_536)
+    report("aaren_memory.py", __doc__, measure, ("aaren", "attention"), lengths, facts)

@@ -10,20 +10,14 @@ further passes. The largest difference between the two outputs is written beside
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import resource
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.timeseries.resident import highest_resident, report
 from core.mixers import RelativeAttention
 
 DIM, HEADS, PASSES = 128, 4, 3
@@ -52,9 +46,9 @@ def measure(form: str, length: int) -> dict[str, float | int | str]:
     small = torch.randn(1, 8, DIM)
     layer(small).sum().backward()  # what the libraries allocate once is not the layer's
     x = torch.randn(1, length, DIM, requires_grad=True)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = highest_resident()
     layer(x).sum().backward()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    peak = highest_resident() - before
     seconds = []
     for _ in range(PASSES):
         start = time.perf_counter()
@@ -63,7 +57,7 @@ def measure(form: str, length: int) -> dict[str, float | int | str]:
     return {
         "form": form,
         "length": length,
-        "peak_mb": round(peak / 1024, 1),
+        "peak_mb": round(peak, 1),
         "seconds": round(statistics.median(seconds), 4),
     }
 
@@ -78,32 +72,11 @@ def difference(length: int) -> float:
         return float((skewed(x) - gathered(x)).abs().max())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048])
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.one:
-        print(json.dumps(measure(given.one[0], int(given.one[1]))))
-        return
-    rows = []
-    for length in given.lengths:
-        for form in ("skewed", "gathered"):
-            words = [sys.executable, __file__, "--one", form, str(length)]
-            done = subprocess.run(words, check=True, capture_output=True, text=True)
-            rows.append(json.loads(done.stdout))
-            print(rows[-1], flush=True)
-    result = {
-        "command": "python benchmarks/timeseries/relative_attention_memory.py",
-        "device": f"{platform.machine()}, 1 thread of {os.cpu_count()} cores, shared",
-        "versions": {"torch": torch.__version__},
-        "layer": {"dim": DIM, "heads": HEADS, "batch": 1, "dtype": "float32"},
-        "largest_difference_512": difference(512),
-        "rows": rows,
-    }
-    given.out.write_text(json.dumps(result, indent=1) + "\n")
+def facts() -> dict[str, Any]:
+    layer = {"dim": DIM, "heads": HEADS, "batch": 1, "dtype": "float32"}
+    return {"layer": layer, "largest_difference_512": difference(512)}
 
 
 if __name__ == "__main__":
-    main()
+    script, lengths = "relative_attention_memory.py", (512, 1024, 2048)
+    report(script, __doc__, measure, ("skewed", "gathered"), lengths, facts)

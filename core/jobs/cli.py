@@ -29,6 +29,7 @@ from core.jobs.errors import DONE, OTHER, UsageError, UserError
 from core.jobs.predictions import PredictionConfig, predict
 from core.jobs.runs import RunFolder
 from core.jobs.signals import Interrupted
+from core.jobs.summary import summary_lines
 from core.jobs.usage import one_line
 from core.jobs.weights import load_data_state, load_weights, read_checkpoint, weights_version
 
@@ -398,8 +399,7 @@ class JobCLI(LightningCLI):
 
     @rank_zero_only
     def _summary(self, metrics: Mapping[str, Any], *lines: str) -> None:
-        values = "  ".join(f"{k} {float(v):.4g}" for k, v in sorted(metrics.items()))
-        shown = [f"{self.command} done" + (f": {values}" if values else ""), *lines]
+        shown = [*summary_lines(self.command, metrics), *lines]
         if self.folder is not None:
             shown.append(f"run folder: {self.folder.path}")
             shown.append(f"see it: {tracking.where_to_look(self.folder.run)}")

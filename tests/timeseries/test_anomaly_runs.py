@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from forked_cli import ROOT, Server
+from forked_cli import ROOT, Server, metrics_of
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from core.jobs.shards import load_predictions
@@ -113,7 +113,7 @@ def test_flags_scores_and_p_values_agree(rows: pl.DataFrame) -> None:
 
 def test_metrics_are_sklearns_on_the_rows(server: Server, folder: str, rows: pl.DataFrame) -> None:
     said = run(server, "test", "--ckpt_path", folder)
-    metrics = dict(word.split() for word in said.split("test done: ")[1].split("\n")[0].split("  "))
+    metrics = metrics_of(said)
     labels = table().rename({"unique_id": "series", "ds": "stamp"})
     stamps = rows.unique(["series", "stamp"]).join(labels, on=["series", "stamp"])
     alarms = stamps["stamp_flag"].drop_nulls()

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-from forked_cli import Server
+from forked_cli import Server, metrics_of
 
 from core.jobs.shards import load_predictions
 from timeseries.studies import trains
@@ -140,7 +140,7 @@ def test_untrained_runs(config: Path, server: Server, tmp_path: Path) -> None:
     one = ["--config", str(config), "--data.init_args.batch_size", "1"]
     one += ["--data.init_args.targets", "[global_active_power]"]
     said = run(server, "test", *one, "--trainer.limit_test_batches", "2")
-    metrics = dict(word.split() for word in said.split("test done: ")[1].split("\n")[0].split("  "))
+    metrics = metrics_of(said)
     if config.stem == "seasonal_naive":
         assert metrics["test/mse"] == metrics["test/mse_seasonal_naive"]
     out = tmp_path / "rows"

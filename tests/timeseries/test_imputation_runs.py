@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-from forked_cli import ROOT, Server
+from forked_cli import ROOT, Server, metrics_of
 
 from core.jobs.shards import load_predictions
 
@@ -109,7 +109,7 @@ def test_a_job_that_was_cut_off_goes_on(server: Server, folder: str) -> None:
 
 def test_metrics_are_those_of_the_rows(server: Server, folder: str) -> None:
     said = run(server, "test", "--ckpt_path", folder)
-    metrics = dict(word.split() for word in said.split("test done: ")[1].split("\n")[0].split("  "))
+    metrics = metrics_of(said)
     given = ("predict", "--ckpt_path", folder, "--predictions.path", "hidden")
     run(server, *given, f"{DATA}.fill", "test")
     rows = load_predictions(server.folder / "hidden").collect()

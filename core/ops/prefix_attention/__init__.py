@@ -10,7 +10,7 @@ from torch import Tensor
 from core.ops.dispatch import use_triton
 from core.ops.prefix_attention import reference
 from core.ops.prefix_attention.reference import PrefixState, prefix_attention_step
-from core.ops.ssd.reference import encode_segments
+from core.ops.segments import encode_segments
 
 __all__ = ["PrefixState", "prefix_attention", "prefix_attention_step"]
 

@@ -22,6 +22,7 @@ from core.ops.prefix_attention.kernel_forward import (
     output_kernel,
     pass_kernel,
 )
+from core.ops.tiles import contiguous_rows
 
 CHUNK = 64
 PASS_COLUMNS = 32  # of w, a program of the passes along the chunks
@@ -57,11 +58,6 @@ def _launch(values: Tensor, segments: Tensor | None) -> _Launch:
         constants={**common, "BLOCK_P": block_p, "PRECISION": precision},
         pass_constants={**common, "BLOCK": 64, "BLOCK_P": columns},
     )
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    """The tensor itself if its rows are contiguous, else a copy."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _border(states: Tensor, number: int) -> Tensor:
@@ -103,7 +99,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As ``reference.prefix_attention_chunked``, for float32, bfloat16 and float16 values."""
     with torch.cuda.device_of(values):
-        launch, values = _launch(values, segments), _rows(values)
+        launch, values = _launch(values, segments), contiguous_rows(values)
         states = _states(launch, scores, values, (m, u, w), segments)
         out = torch.empty_like(values, memory_format=torch.contiguous_format)
         output_kernel[(launch.programs,)](
@@ -127,7 +123,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As ``reference.prefix_attention_chunked_backward``; states are computed again, not kept."""
     with torch.cuda.device_of(values):
-        launch, values, dy = _launch(values, segments), _rows(values), _rows(grad_out)
+        launch, values = _launch(values, segments), contiguous_rows(values)
+        dy = contiguous_rows(grad_out)
         states = _states(launch, scores, values, (m, u, w), segments)
         strides = (dy.stride()[:3], scores.stride(), values.stride()[:3])
         chunks = launch.sizes[1]

@@ -15,7 +15,7 @@ from core.ops.prefix_attention.tiles import (
     scores_gradient,
     segment_before,
 )
-from core.ops.ssd.tiles import dot, exp, load_rows, load_segments, locate
+from core.ops.tiles import dot, exp, load_rows, load_segments, locate
 
 
 @triton.jit(do_not_specialize=["length", "chunks"])

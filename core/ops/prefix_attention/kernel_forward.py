@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from core.ops.prefix_attention.tiles import finite, load_column, look_back, segment_before
-from core.ops.ssd.tiles import dot, exp, load_rows, load_segments, locate
+from core.ops.tiles import dot, exp, load_rows, load_segments, locate
 
 
 @triton.jit(do_not_specialize=["length", "chunks"])

@@ -161,7 +161,7 @@ def prefix_attention_chunked(
     w: Tensor,
     segments: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same as the recurrence, a chunk at a time; ``segments`` as ``encode_segments`` of ssd.
+    """The same as the recurrence, a chunk at a time; ``segments`` from ``encode_segments``.
 
     Returns the output and the final state. Computes in float32 (float64 for float64 input),
     whatever autocast says. Memory grows with the length, not with its square.

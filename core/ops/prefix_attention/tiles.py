@@ -1,4 +1,4 @@
-"""What the Triton kernels of prefix attention share, beside the tiles of ``ssd``."""
+"""What the Triton kernels of prefix attention share, beside `core.ops.tiles`."""
 
 # Triton's decorators carry no types.
 # mypy: disallow-untyped-decorators=False
@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from core.ops.ssd.tiles import dot, exp
+from core.ops.tiles import dot, exp
 
 
 @triton.jit

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from core.ops.dispatch import use_triton
+from core.ops.segments import encode_segments
 from core.ops.ssd import reference
 from core.ops.ssd.reference import ssd_step
 
@@ -48,7 +49,7 @@ def ssd(
         log_decay = log_decay.float()
         initial_state = None if initial_state is None else initial_state.float()
     _check(x, log_decay, B, C, initial_state, document)
-    segments = None if document is None else reference.encode_segments(document)
+    segments = None if document is None else encode_segments(document)
     return _ssd(x, log_decay, B, C, initial_state, segments)
 
 

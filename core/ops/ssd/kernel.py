@@ -15,6 +15,7 @@ from torch import Tensor
 
 from core.ops.ssd.kernel_backward import grad_bc_kernel, grad_x_kernel
 from core.ops.ssd.kernel_forward import chunk_states_kernel, output_kernel, pass_kernel, sums_kernel
+from core.ops.tiles import contiguous_rows
 
 
 class _Launch(NamedTuple):
@@ -41,11 +42,6 @@ class _Launch(NamedTuple):
     @property
     def blocks(self) -> int:
         return triton.cdiv(self.constants["N"], self.constants["BLOCK_N"])
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    """The tensor itself if its rows are contiguous, else a copy."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _launch(x: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, segments: Tensor | None) -> _Launch:
@@ -78,7 +74,8 @@ def _launch(x: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, segments: Tensor
         log_decay, segments, sums, through, length, chunks, log_decay.stride(),
         HEADS=heads, CHUNK=chunk, BLOCK_H=block_h, PACKED=segments is not None,
     )  # fmt: skip
-    return _Launch(_rows(x), _rows(B), _rows(C), segments, sums, through, chunks, constants)
+    x, B, C = (contiguous_rows(tensor) for tensor in (x, B, C))
+    return _Launch(x, B, C, segments, sums, through, chunks, constants)
 
 
 def _states(
@@ -138,7 +135,7 @@ def backward(
     """As ``reference.ssd_chunked_backward``: gradients of x, log_decay, B, C, initial state."""
     with torch.cuda.device_of(x):
         launch = _launch(x, log_decay, B, C, segments)
-        x, B, C, dy = launch.x, launch.B, launch.C, _rows(grad_y)
+        x, B, C, dy = launch.x, launch.B, launch.C, contiguous_rows(grad_y)
         initial_state = None if initial_state is None else initial_state.contiguous()
         states, _ = _states(launch, x, B, initial_state, reverse=False)
         grad_states, grad_initial = _states(launch, dy, C, grad_final.contiguous(), reverse=True)

@@ -11,13 +11,10 @@ from core.ops.ssd.tiles import (
     decay_from_entry,
     decay_to_exit,
     decay_within,
-    dot,
-    load_rows,
-    load_segments,
     load_state,
     load_sums,
-    locate,
 )
+from core.ops.tiles import dot, load_rows, load_segments, locate
 
 
 @triton.jit(do_not_specialize=["length", "chunks"])

@@ -11,13 +11,10 @@ from core.ops.ssd.tiles import (
     decay_from_entry,
     decay_to_exit,
     decay_within,
-    dot,
-    load_rows,
-    load_segments,
     load_state,
     load_sums,
-    locate,
 )
+from core.ops.tiles import dot, load_rows, load_segments, locate
 
 # exp of it is zero in float32; cutting there keeps minus infinity out of differences of sums.
 LOWEST_LOG_DECAY = tl.constexpr(-200.0)

@@ -16,20 +16,6 @@ CHUNK = 64
 LOWEST_LOG_DECAY = -1000.0
 
 
-def encode_segments(document: Tensor) -> Tensor:
-    """``document`` (batch, length) as int32 codes: who shares a state, and who is padding.
-
-    The state restarts where a document starts, except at position 0. A position's segment is the
-    number of restarts up to it; the code is the segment, or ``-1 - segment`` in padding.
-    """
-    real = document >= 0
-    restart = real.clone()
-    restart[:, 1:] &= document[:, 1:] != document[:, :-1]
-    restart[:, :1] = False
-    segment = restart.cumsum(1, dtype=torch.int32)
-    return torch.where(real, segment, -1 - segment)
-
-
 def _zero_padding(x: Tensor, real: Tensor) -> Tensor:
     """``x`` (batch, length, ...) with zeros where not ``real``, also in place of NaN."""
     zero = torch.zeros((), dtype=x.dtype, device=x.device)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton")
+
+ROOT = Path(__file__).parents[3]
 
 # In a process of its own: elsewhere kernels are decorated for the interpreter.
 SCRIPT = """
@@ -62,10 +66,26 @@ compiled(long_kernel.inner_correlate_kernel, ("batch", "channels"), **TILE, N1=6
 """
 
 
-def test_convolutions_compile_for_hopper() -> None:
+def run(*words: str) -> str:
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=500
+        [sys.executable, *words], env=environment, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.split()) == 13
+    return done.stdout
+
+
+def test_convolutions_compile_for_hopper() -> None:
+    assert len(run("-c", SCRIPT).split()) == 13
+
+
+@pytest.mark.parametrize("op", ["prefix_attention", "ssd"])
+def test_recurrences_compile_for_hopper(op: str) -> None:
+    folder = ROOT / "core" / "ops" / op
+    source = "".join(file.read_text() for file in folder.glob("kernel_*.py"))
+    kernels = set(re.findall(r"^def (\w+_kernel)\(", source, re.MULTILINE))
+    compiled = run(str(ROOT / "tests" / "compile_kernels.py"), op).split("torch.")[1:]
+    types, *_ = zip(*(part.split(maxsplit=1) for part in compiled), strict=True)
+    assert types == ("float32", "bfloat16", "float16")
+    for part in compiled:
+        assert set(part.split()[1:]) == kernels

@@ -27,11 +27,6 @@ ATOL = 1e-5
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def by_definition(
     query: Tensor, key: Tensor, value: Tensor, sample: Tensor, active: int, causal: bool
 ) -> Tensor:

@@ -42,11 +42,6 @@ ATOL = 1e-6  # rounding: the same weights and the same operations, in rows of an
 Forecaster = NHiTS | TemporalFusionTransformer | DeepAR
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture(params=[NHiTS, TemporalFusionTransformer, DeepAR], ids=lambda kind: kind.__name__)
 def kind(request: pytest.FixtureRequest) -> type[Forecaster]:
     return request.param
