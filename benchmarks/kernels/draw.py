@@ -28,10 +28,13 @@ def elements(case: dict[str, Any]) -> int:
 
 def variant(case: dict[str, Any]) -> dict[str, Any]:
     """What tells panels apart: the parts of a case that are not drawn along an axis."""
-    kept = ("gated", "groups", "width", "state", "history", "band")
-    found = {name: value for name, value in case.items() if name in kept}
-    if "taps" in case:
-        found["whole filter"] = case["taps"] == case["length"]
+    found = {k: v for k, v in case.items() if k in ("gated", "groups", "width", "state")}
+    if case.get("taps", case["length"]) != case["length"]:
+        found["taps"] = case["taps"]
+    if case.get("history"):
+        found["positions of history"] = case["history"]
+    if case.get("band", 1) != 1:
+        found["of the band"] = case["band"]
     return found
 
 
@@ -44,11 +47,15 @@ def variants(rows: Rows) -> list[dict[str, Any]]:
     return found
 
 
-def series(rows: Rows, contestant: str, value: Callable[[dict[str, Any]], float | None]) -> Any:
+def label_of(row: dict[str, Any]) -> str:
+    """The contestant and, where it is not what the rest compute, what it computes."""
+    other = row.get("other")
+    return f"{row['contestant']} ({other})" if other else str(row["contestant"])
+
+
+def series(rows: Rows, name: str, value: Callable[[dict[str, Any]], float | None]) -> Any:
     """Lengths and values of a contestant, in order of length, without those that are missing."""
-    points = [
-        (row["case"]["length"], value(row)) for row in rows if row["contestant"] == contestant
-    ]
+    points = [(row["case"]["length"], value(row)) for row in rows if label_of(row) == name]
     points = sorted((length, y) for length, y in points if y is not None)
     return [length for length, _ in points], [y for _, y in points]
 
@@ -63,7 +70,7 @@ def _per_element(name: str, factor: float) -> Callable[[dict[str, Any]], float |
 def _setting(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return name if value else f"not {name}"
-    return f"{value} {name}"
+    return f"{value:,} {name}"
 
 
 def draw(report: dict[str, Any], target: Path) -> None:
@@ -75,7 +82,7 @@ def draw(report: dict[str, Any], target: Path) -> None:
     from matplotlib.ticker import LogFormatter
 
     rows: Rows = report["rows"]
-    names = list(dict.fromkeys(row["contestant"] for row in rows))
+    names = list(dict.fromkeys(label_of(row) for row in rows))
     element = "a position of a head" if "heads" in rows[0]["case"] else "a position of a channel"
     time = f"time for {element} (ps)"
     panels = [
@@ -109,7 +116,7 @@ def draw(report: dict[str, Any], target: Path) -> None:
             axis.set_xlabel("length")
             axis.set_ylabel(label)
             settings = ", ".join(_setting(k, v) for k, v in kind.items())
-            axis.set_title(f"{title} ({settings})" if settings else title, fontsize=10)
+            axis.set_title(f"{title}\n{settings}" if settings else title, fontsize=10)
             axis.grid(alpha=0.3)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     columns = 2 * len(panels)
@@ -135,7 +142,7 @@ def draw_varlen(report: dict[str, Any], target: Path) -> None:
             axis.loglog(
                 [row["length"] for row in rows],
                 [row[column] for row in rows],
-                "o-" if len(rows) > 1 else "osD^v"[i % 5],
+                "osD^v"[i % 5] + ("-" if i % 2 == 0 else "--"),
                 color=COLOURS[i % len(COLOURS)],
                 label=name,
                 markersize=5,
@@ -155,10 +162,12 @@ def draw_varlen(report: dict[str, Any], target: Path) -> None:
         }
         places = [labels.index(name) + shift for name in found]
         name = "with gradient" if gradient else "no gradient"
-        speed.barh(places, list(found.values()), 0.4, label=name, color=COLOURS[1 - gradient])
+        speed.barh(
+            places, [x / 1e3 for x in found.values()], 0.4, label=name, color=COLOURS[1 - gradient]
+        )
     speed.set_yticks(range(len(labels)), labels, fontsize=8)
     speed.invert_yaxis()
-    speed.set_xlabel("tokens a second")
+    speed.set_xlabel("thousand tokens a second")
     speed.set_title("encoders", fontsize=10)
     speed.legend(frameon=False, fontsize=8)
     handles, texts = forward.get_legend_handles_labels()
