@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Everything that needs one GPU, in parts of under ten minutes: benchmarks/gpu.sh PART OUT
+# Everything that needs one GPU, in parts: benchmarks/gpu.sh PART OUT
 #   tests     the kernels and attention routes against float64, on this GPU
-#   kernels   kernels beside importable peers: time, floor, memory, errors
+#   kernels   all kernels beside importable peers: time, floor, memory, errors, figures. Begins
+#             nothing after DEADLINE seconds (540); run again with the same OUT it goes on from there
+#   conv, recurrences, prefix, extra   one part of these
 #   speed     tokens a second of HyenaDNA by length, with the kernels and on the reference ops
 #   longest   longest context that trains one step
 #   varlen    padded, sorted and packed encoders beside Longformer; needs transformers
@@ -10,7 +12,8 @@
 # CHROMOSOME name another interpreter and another path of chr20.npz.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-part=${1:?tests, kernels, speed, longest, varlen or context} out=${2:?a folder for results}
+parts="tests, kernels, conv, recurrences, prefix, extra, speed, longest, varlen or context"
+part=${1:?$parts} out=${2:?a folder for results}
 python=${PYTHON:-python3}
 export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 mkdir -p "$out"
@@ -19,8 +22,11 @@ case $part in
     "$python" -m pytest -m gpu -p no:benchmark -q tests/core/ops tests/core/mixers --junitxml "$out/gpu_tests.xml"
     ;;
   kernels)
-    "$python" benchmarks/kernels/conv.py --out "$out"
-    "$python" benchmarks/kernels/recurrences.py --out "$out"
+    "$python" benchmarks/kernels/all.py --out "$out" --resume --deadline "${DEADLINE:-540}"
+    ;;
+  conv | recurrences | prefix | extra)
+    "$python" benchmarks/kernels/all.py --only "$part" --out "$out" --resume \
+      --deadline "${DEADLINE:-540}"
     ;;
   speed)
     "$python" benchmarks/genomics/throughput.py --out "$out/throughput.json"
@@ -36,7 +42,7 @@ case $part in
     "$python" benchmarks/genomics/context_length.py train "$chromosome" --seconds 150 --out "$out"
     ;;
   *)
-    echo "error: no part $part; give tests, kernels, speed, longest, varlen or context" >&2
+    echo "error: no part $part; give $parts" >&2
     exit 2
     ;;
 esac

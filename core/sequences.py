@@ -36,9 +36,16 @@ class Sequences:
     def padded(cls, lengths: Tensor | Sequence[int], length: int) -> Sequences:
         """Rows filled from the left: ``lengths[b]`` real positions, then padding up to ``length``.
 
-        Raises ValueError if a length is negative or longer than ``length``.
+        Raises ValueError unless ``lengths`` is a line of integers, each in 0 .. ``length``.
         """
         lengths = torch.as_tensor(lengths)
+        empty = not lengths.numel()  # of an empty list PyTorch makes floats
+        whole = not (lengths.is_floating_point() or lengths.is_complex())
+        if lengths.ndim != 1 or not (empty or (whole and lengths.dtype != torch.bool)):
+            raise ValueError(
+                f"lengths must be an integer tensor (batch), got {lengths.dtype} of shape "
+                f"{tuple(lengths.shape)}"
+            )
         if lengths.numel() and (int(lengths.min()) < 0 or int(lengths.max()) > length):
             raise ValueError(f"lengths must lie in 0..{length}, got {lengths.tolist()}")
         inside = torch.arange(length, device=lengths.device) < lengths[:, None]

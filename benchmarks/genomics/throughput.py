@@ -7,15 +7,19 @@
 The published large model's shape (width 256, 8 layers), batch 1, bf16 autocast: the forward pass
 without gradients, and a training step with AdamW. Once as it runs (``auto``) and once with
 LONGSPAN_OPS=reference, same weights and tokens. Where a training step does not fit, it recomputes
-each block; a length that still does not fit is reported as such.
+each block; a length that still does not fit is reported as such. With matplotlib, a figure of
+tokens a second by length beside the report; ``--draw`` makes it of a report that is there:
+
+    python benchmarks/genomics/throughput.py --out throughput.json --draw throughput.png
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
-import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +27,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.kernels.draw import COLOURS
 from benchmarks.kernels.measuring import ops
+from benchmarks.kernels.reports import environment, write_report
 from core.jobs.optim import adamw
 from core.objectives import next_token_targets, token_loss
 from genomics.models.hyenadna import HyenaDNA
@@ -130,6 +136,43 @@ def speedups(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return result
 
 
+def draw(report: dict[str, Any], target: Path) -> None:
+    """Tokens a second by length, forward and training, with the kernels and without."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import StrMethodFormatter
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", sharey=True)
+    names = {"auto": "with the kernels", "reference": "on the reference ops"}
+    for axis, what in zip(axes, ("forward", "training"), strict=True):
+        for colour, choice in zip(COLOURS, OPS, strict=False):
+            found = [r for r in report["rows"] if r["ops"] == choice and r[what]]
+            x = [r["length"] for r in found]
+            y = [r[what]["tokens_per_second"] for r in found]
+            axis.loglog(x, y, "o-", color=colour, label=names[choice])
+            again = [
+                (a, b) for r, a, b in zip(found, x, y, strict=True) if r[what].get("recompute")
+            ]
+            label = f"{names[choice]}, blocks recomputed"
+            if again:
+                axis.plot(*zip(*again, strict=True), "o", mfc="white", color=colour, label=label)
+        axis.set_xscale("log", base=2)
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axis.set_xlabel("length (bases)")
+        axis.set_title(what)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("tokens a second")
+    axes[1].legend(frameon=False, fontsize=8)
+    size = f"width {report['width']}, {report['layers']} layers"
+    figure.suptitle(
+        f"HyenaDNA, {size}, on {report['device']}, torch {report['torch']}", fontsize=11
+    )
+    figure.savefig(target, dpi=150)
+    plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="a JSON file")
@@ -138,11 +181,14 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     lengths = [2**k for k in range(10, 21, 2)]
     parser.add_argument("--lengths", type=int, nargs="+", default=lengths)
+    parser.add_argument("--draw", type=Path, help="measure nothing; draw the report of --out here")
     args = parser.parse_args()
-    cuda = args.device == "cuda"
+    if args.draw:
+        draw(json.loads(args.out.read_text()), args.draw)
+        return
     report: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if cuda else platform.machine(),
-        "torch": torch.__version__,
+        **environment(args.device),
+        "command": " ".join(["python", *sys.argv]),
         "width": args.width,
         "layers": args.layers,
         "protocol": f"batch 1, bf16 autocast, median of {STEPS} after {WARMUP}",
@@ -153,9 +199,11 @@ def main() -> None:
             report["rows"].append(row(length, choice, args))
             print(report["rows"][-1], flush=True)
         report["auto_over_reference"] = speedups(report["rows"])
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        write_report(args.out, report)
     for line in report["auto_over_reference"]:
         print(line)
+    if importlib.util.find_spec("matplotlib"):
+        draw(report, args.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -5,33 +5,32 @@
 
 Causal, bf16 in and out, float32 filter as long as the sequence; plain, and with both gates. Prints
 a table and writes fft_conv.json and, with matplotlib, fft_conv.png. Peers that are importable are
-measured; one that fails or runs out of memory is recorded as such.
+measured; one that fails or runs out of memory is recorded as such. Other lengths, short filters,
+pieces and bands: conv_extra.py.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks.kernels.measuring import (
-    OURS,
+    Check,
     Contestant,
     Function,
-    Row,
     Tensors,
-    differentiate,
-    error_ratio,
     floor_ms,
-    measure,
-    run,
+    jobs,
     taking_part,
 )
+from benchmarks.kernels.reports import OURS, Job, run
 from core.ops.fft_conv import fft_conv, fft_conv_reference
 
+KERNEL = "fft_conv"
 # length -> batch, channels
 SHAPES = {
     1_024: (64, 768),
@@ -42,6 +41,7 @@ SHAPES = {
     1_048_576: (1, 256),
     2_097_152: (1, 128),
 }
+SMALL = 2, 8  # off the table and on a CPU
 CHECKED = 2**23  # numbers of u that are compared with float64, which bounds the memory
 PEERS = {"flashfftconv": "flashfftconv"}
 
@@ -114,43 +114,36 @@ def inputs(
     return tensors, draw()
 
 
-class Check:
-    """Errors of a contestant on some channels, first and last among them, against float64."""
-
-    def __init__(self, tensors: Tensors, dy: Tensor) -> None:
-        batch, channels, length = dy.shape
-        count = max(2, min(channels, CHECKED // (batch * length)))
-        self.channels = torch.linspace(0, channels - 1, count, device=dy.device).long()
-        self.tensors, self.dy = tensors, dy
-        few = {name: self._cut(x).double() for name, x in tensors.items()}
-        self.reference = differentiate(fft_conv_reference, few, self._cut(dy).double())
-
-    def _cut(self, x: Tensor) -> Tensor:
-        return x.index_select(x.ndim - 2, self.channels)
-
-    def __call__(self, function: Function) -> dict[str, float]:
-        got = differentiate(function, self.tensors, self.dy)
-        return {name: error_ratio(self._cut(got[name]), x) for name, x in self.reference.items()}
+def check_of(tensors: Tensors, dy: Tensor, definition: Function = fft_conv_reference) -> Check:
+    """On some channels, the first and the last among them."""
+    batch, channels, length = dy.shape
+    count = max(2, min(channels, CHECKED // (batch * length)))
+    some = torch.linspace(0, channels - 1, count, device=dy.device).long()
+    return Check(definition, tensors, dy, lambda x: x.index_select(x.ndim - 2, some))
 
 
 def rows(
     shapes: dict[int, tuple[int, int]],
     contestants: list[Contestant],
-    gates: list[bool],
+    gates: Sequence[bool],
     device: str,
-) -> Iterator[Row]:
+) -> Iterator[Job]:
     for length, (batch, channels) in shapes.items():
         for gated in gates:
             torch.manual_seed(length)
             tensors, dy = inputs(batch, channels, length, gated, device)
-            check = Check(tensors, dy)
+            check = check_of(tensors, dy)
             forward = forward_bytes(batch, channels, length, 2 * gated)
             both = forward + backward_bytes(batch, channels, length, 2 * gated)
             floors = floor_ms(forward, device), floor_ms(both, device)
             case = {"length": length, "batch": batch, "channels": channels, "gated": gated}
-            for contestant in contestants:
-                row = Row("fft_conv", contestant.name, case, *floors)
-                yield measure(row, contestant, tensors, dy, check)
+            yield from jobs(case, floors, contestants, (tensors, dy), check, KERNEL)
+
+
+def work(device: str) -> Iterator[Job]:
+    """The whole table; on a CPU two small lengths."""
+    shapes = SHAPES if device == "cuda" else dict.fromkeys((64, 256), SMALL)
+    return rows(shapes, taking_part(CONTESTANTS, device), [False, True], device)
 
 
 def main() -> None:
@@ -162,18 +155,18 @@ def main() -> None:
     parser.add_argument("--channels", type=int, help="instead of the table's")
     names = [contestant.name for contestant in CONTESTANTS]
     parser.add_argument("--contestants", nargs="+", choices=names, default=names)
+    parser.add_argument("--resume", action="store_true", help="keep the rows of --out")
     parser.add_argument("--gates", nargs="+", choices=["none", "both"], default=["none", "both"])
     args = parser.parse_args()
-    small = (2, 8)  # off the table and on a CPU
     table_of_shapes = SHAPES if args.device == "cuda" else {}
     shapes = {
         length: (args.batch or batch, args.channels or channels)
         for length in args.lengths
-        for batch, channels in [table_of_shapes.get(length, small)]
+        for batch, channels in [table_of_shapes.get(length, SMALL)]
     }
     chosen = taking_part([c for c in CONTESTANTS if c.name in args.contestants], args.device)
     measured = rows(shapes, chosen, [g == "both" for g in args.gates], args.device)
-    run(measured, args.out, args.device, PEERS)
+    run(measured, args.out, KERNEL, args.device, PEERS, resume=args.resume)
 
 
 if __name__ == "__main__":

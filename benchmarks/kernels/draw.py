@@ -26,21 +26,36 @@ def elements(case: dict[str, Any]) -> int:
     return math.prod(case[name] for name in sizes if name in case)
 
 
-def variants(rows: Rows) -> list[dict[str, Any]]:
+def variant(case: dict[str, Any]) -> dict[str, Any]:
     """What tells panels apart: the parts of a case that are not drawn along an axis."""
-    found: list[dict[str, Any]] = []
-    for row in rows:
-        rest = {k: v for k, v in row["case"].items() if k in ("gated", "groups")}
-        if rest not in found:
-            found.append(rest)
+    found = {k: v for k, v in case.items() if k in ("gated", "groups", "width", "state")}
+    if case.get("taps", case["length"]) != case["length"]:
+        found["taps"] = case["taps"]
+    if case.get("history"):
+        found["positions of history"] = case["history"]
+    if case.get("band", 1) != 1:
+        found["of the band"] = case["band"]
     return found
 
 
-def series(rows: Rows, contestant: str, value: Callable[[dict[str, Any]], float | None]) -> Any:
+def variants(rows: Rows) -> list[dict[str, Any]]:
+    """The panels of ``rows``, in their order."""
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        if variant(row["case"]) not in found:
+            found.append(variant(row["case"]))
+    return found
+
+
+def label_of(row: dict[str, Any]) -> str:
+    """The contestant and, where it is not what the rest compute, what it computes."""
+    other = row.get("other")
+    return f"{row['contestant']} ({other})" if other else str(row["contestant"])
+
+
+def series(rows: Rows, name: str, value: Callable[[dict[str, Any]], float | None]) -> Any:
     """Lengths and values of a contestant, in order of length, without those that are missing."""
-    points = [
-        (row["case"]["length"], value(row)) for row in rows if row["contestant"] == contestant
-    ]
+    points = [(row["case"]["length"], value(row)) for row in rows if label_of(row) == name]
     points = sorted((length, y) for length, y in points if y is not None)
     return [length for length, _ in points], [y for _, y in points]
 
@@ -55,7 +70,7 @@ def _per_element(name: str, factor: float) -> Callable[[dict[str, Any]], float |
 def _setting(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return name if value else f"not {name}"
-    return f"{value} {name}"
+    return f"{value:,} {name}"
 
 
 def draw(report: dict[str, Any], target: Path) -> None:
@@ -67,7 +82,7 @@ def draw(report: dict[str, Any], target: Path) -> None:
     from matplotlib.ticker import LogFormatter
 
     rows: Rows = report["rows"]
-    names = list(dict.fromkeys(row["contestant"] for row in rows))
+    names = list(dict.fromkeys(label_of(row) for row in rows))
     element = "a position of a head" if "heads" in rows[0]["case"] else "a position of a channel"
     time = f"time for {element} (ps)"
     panels = [
@@ -85,7 +100,7 @@ def draw(report: dict[str, Any], target: Path) -> None:
         layout="constrained",
     )
     for kind, line in zip(kinds, axes, strict=True):
-        chosen = [row for row in rows if kind.items() <= row["case"].items()]
+        chosen = [row for row in rows if variant(row["case"]) == kind]
         for (title, label, value, floor, factor), axis in zip(panels, line, strict=True):
             for i, name in enumerate(names):
                 x, y = series(chosen, name, _per_element(value, factor))
@@ -101,7 +116,7 @@ def draw(report: dict[str, Any], target: Path) -> None:
             axis.set_xlabel("length")
             axis.set_ylabel(label)
             settings = ", ".join(_setting(k, v) for k, v in kind.items())
-            axis.set_title(f"{title} ({settings})" if settings else title, fontsize=10)
+            axis.set_title(f"{title}\n{settings}" if settings else title, fontsize=10)
             axis.grid(alpha=0.3)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     columns = 2 * len(panels)
@@ -111,12 +126,68 @@ def draw(report: dict[str, Any], target: Path) -> None:
     plt.close(figure)
 
 
+def draw_varlen(report: dict[str, Any], target: Path) -> None:
+    """Operations by length, forward and with backward; tokens a second of the encoders."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (forward, both, speed) = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+    names = list(dict.fromkeys(row["operation"] for row in report["operations"]))
+    panels = (forward, "forward", "forward_ms"), (both, "forward and backward", "both_ms")
+    for axis, title, column in panels:
+        for i, name in enumerate(names):
+            rows = [row for row in report["operations"] if row["operation"] == name]
+            axis.loglog(
+                [row["length"] for row in rows],
+                [row[column] for row in rows],
+                "osD^v"[i % 5] + ("-" if i % 2 == 0 else "--"),
+                color=COLOURS[i % len(COLOURS)],
+                label=name,
+                markersize=5,
+            )
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel("length of a row")
+        axis.set_ylabel("time (ms)")
+        axis.set_title(f"operations, {title}", fontsize=10)
+        axis.grid(alpha=0.3)
+    encoders = [row for row in report["encoders"] if "tokens_per_second" in row]
+    labels = list(dict.fromkeys(f"{row['model']},\n{row['arrangement']}" for row in encoders))
+    for gradient, shift in ((False, -0.2), (True, 0.2)):
+        found = {
+            f"{row['model']},\n{row['arrangement']}": row["tokens_per_second"]
+            for row in encoders
+            if row["gradient"] is gradient
+        }
+        places = [labels.index(name) + shift for name in found]
+        name = "with gradient" if gradient else "no gradient"
+        speed.barh(
+            places, [x / 1e3 for x in found.values()], 0.4, label=name, color=COLOURS[1 - gradient]
+        )
+    speed.set_yticks(range(len(labels)), labels, fontsize=8)
+    speed.invert_yaxis()
+    speed.set_xlabel("thousand tokens a second")
+    speed.set_title("encoders", fontsize=10)
+    speed.legend(frameon=False, fontsize=8)
+    handles, texts = forward.get_legend_handles_labels()
+    figure.legend(handles, texts, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    figure.suptitle(f"variable length on {report['device']}, torch {report['torch']}")
+    figure.savefig(target, dpi=150)
+    plt.close(figure)
+
+
+def draw_any(report: dict[str, Any], target: Path) -> None:
+    """A kernel's report, or that of variable length."""
+    (draw_varlen if "operations" in report else draw)(report, target)
+
+
 def draw_if_possible(source: Path, target: Path) -> None:
     """Draws where matplotlib is; says how to do it elsewhere where it is not."""
     if importlib.util.find_spec("matplotlib") is None:
         print(f"no matplotlib here: python benchmarks/kernels/draw.py {source} --out {target}")
         return
-    draw(json.loads(source.read_text()), target)
+    draw_any(json.loads(source.read_text()), target)
 
 
 def main() -> None:
@@ -124,7 +195,7 @@ def main() -> None:
     parser.add_argument("report", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    draw(json.loads(args.report.read_text()), args.out)
+    draw_any(json.loads(args.report.read_text()), args.out)
 
 
 if __name__ == "__main__":

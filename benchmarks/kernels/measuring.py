@@ -1,4 +1,4 @@
-"""What the kernel benchmarks share: floors, times, peak memory, errors, tables and reports.
+"""What the kernel benchmarks share: contestants, floors, times, peak memory and errors.
 
 A contestant is a function of named tensors that returns one tensor. Each is measured on the same
 inputs in one process; one that fails is recorded with its reason and the run goes on.
@@ -7,33 +7,34 @@ inputs in one process; one that fails is recorded with its reason and the run go
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
-import importlib.metadata
-import importlib.util
-import json
 import math
 import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.kernels.draw import draw_if_possible
+from benchmarks.kernels.reports import (
+    BANDWIDTH,
+    LEAST_REPEATS,
+    REPEAT_MS,
+    WARMUP_MS,
+    Job,
+    Row,
+    installed,
+    reason,
+)
 from core.ops.dispatch import VARIABLE
-
-BANDWIDTH = 3.0e12  # bytes a second: a copy on one H100 (bytes read plus written) reaches 3.02e12
-WARMUP_MS, REPEAT_MS, LEAST_REPEATS = 50, 200, 5
-OURS = "longspan"
 
 Tensors = Mapping[str, Tensor]
 Function = Callable[..., Tensor]
+Arrange = Callable[[Tensors, Tensor], tuple[Tensors, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,10 @@ class Contestant:
 
     ``ops`` is the value of LONGSPAN_OPS while it runs. ``module`` is what has to be importable for
     a peer to take part; it then needs a GPU. Gradients named in ``unlike`` are of something else
-    and not compared.
+    and not compared. ``other`` says what it computes where that is not what the rest do: work of
+    the same size, whose errors are not compared; ``arrange(tensors, dy)`` makes its own inputs of
+    the case's, before any clock starts. Past ``longest`` positions it is left out, being too slow.
+    ``refuses()`` is why it takes no gradients here, or None: some say so after minutes of tuning.
     """
 
     name: str
@@ -50,37 +54,15 @@ class Contestant:
     ops: str = "auto"
     module: str | None = None
     unlike: tuple[str, ...] = ()
-
-
-@dataclass
-class Row:
-    """One contestant on one case. Times in ms, floors in ms, peak in MiB above the inputs.
-
-    Floors and the peak are None on a CPU.
-    ``errors``: root mean square of the error over that of the float64 reference, by tensor; the
-    output under ``y``, gradients under the name of their input. ``failures`` by what was tried.
-    """
-
-    kernel: str
-    contestant: str
-    case: dict[str, Any]
-    forward_floor_ms: float | None
-    both_floor_ms: float | None
-    forward_ms: float | None = None
-    both_ms: float | None = None
-    peak_mib: float | None = None
-    errors: dict[str, float] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
+    other: str = ""
+    arrange: Arrange | None = None
+    longest: int | None = None
+    refuses: Callable[[], str | None] | None = None
 
 
 def floor_ms(nbytes: int, device: str) -> float | None:
     """Milliseconds that moving ``nbytes`` takes on the GPU; None on a CPU."""
     return 1e3 * nbytes / BANDWIDTH if device == "cuda" else None
-
-
-def installed(module: str) -> bool:
-    """Whether ``module``, a top-level one, can be found. Imports nothing."""
-    return importlib.util.find_spec(module) is not None
 
 
 def taking_part(contestants: Sequence[Contestant], device: str) -> list[Contestant]:
@@ -121,12 +103,19 @@ def median_ms(function: Callable[[], Any], device: str) -> float:
         return statistics.median(times)
     from triton.testing import do_bench
 
+    if (once := _waited_ms(function)) > REPEAT_MS:  # do_bench would call it a dozen times
+        return statistics.median([once, *(_waited_ms(function) for _ in range(LEAST_REPEATS - 1))])
+    repeat = max(REPEAT_MS, LEAST_REPEATS * once)
+    return float(do_bench(function, warmup=WARMUP_MS, rep=int(repeat), return_mode="median"))
+
+
+def _waited_ms(function: Callable[[], Any]) -> float:
+    """One call by the host's clock, the GPU idle before and after."""
     torch.cuda.synchronize()
     started = time.perf_counter()
     function()
     torch.cuda.synchronize()
-    repeat = max(REPEAT_MS, LEAST_REPEATS * 1e3 * (time.perf_counter() - started))
-    return float(do_bench(function, warmup=WARMUP_MS, rep=int(repeat), return_mode="median"))
+    return 1e3 * (time.perf_counter() - started)
 
 
 def peak_mib(function: Callable[[], Any], device: str) -> float | None:
@@ -148,6 +137,30 @@ def error_ratio(got: Tensor, reference: Tensor) -> float:
     return (error / reference.square().mean().sqrt()).item()
 
 
+class Check:
+    """Errors of a contestant against ``definition`` in float64, all of it or the ``cut`` of it."""
+
+    def __init__(
+        self,
+        definition: Function,
+        tensors: Tensors,
+        dy: Tensor,
+        cut: Callable[[Tensor], Tensor] = lambda x: x,
+    ) -> None:
+        self.tensors, self.dy, self._cut = tensors, dy, cut
+        few = {name: cut(x).double() for name, x in tensors.items()}
+        self.reference = differentiate(definition, few, cut(dy).double())
+
+    def __call__(self, function: Function, gradients: bool = True) -> dict[str, float]:
+        """By tensor; of the output ``y`` alone without ``gradients``."""
+        if gradients:
+            got = differentiate(function, self.tensors, self.dy)
+        else:
+            with torch.no_grad():
+                got = {"y": function(**self.tensors)}
+        return {name: error_ratio(self._cut(x), self.reference[name]) for name, x in got.items()}
+
+
 def differentiate(function: Function, tensors: Tensors, dy: Tensor) -> dict[str, Tensor]:
     """The output under ``y`` and the gradient of each tensor under its name."""
     leaves = {name: x.detach().requires_grad_() for name, x in tensors.items()}
@@ -161,14 +174,18 @@ def measure(
     contestant: Contestant,
     tensors: Tensors,
     dy: Tensor,
-    check: Callable[[Function], dict[str, float]],
+    check: Callable[..., dict[str, float]],
 ) -> Row:
     """Fills ``row``: errors by ``check``, then the times and the peak, as far as each goes."""
+    row.other = contestant.other
     with ops(contestant.ops):
         try:
+            if contestant.arrange:
+                tensors, dy = contestant.arrange(tensors, dy)
             compute = contestant.prepare(tensors)
+            refusal = contestant.refuses() if contestant.refuses else None
         except Exception as error:
-            row.failures["prepare"] = _reason(error)
+            row.failures["prepare"] = reason(error)
             return row
         leaves = {name: x.detach().requires_grad_() for name, x in tensors.items()}
 
@@ -179,17 +196,39 @@ def measure(
         def both() -> Sequence[Tensor]:
             return torch.autograd.grad(compute(**leaves), list(leaves.values()), dy)
 
-        with _recorded(row, "errors"):
-            errors = {k: e for k, e in check(compute).items() if k not in contestant.unlike}
-            row.errors = {k: e for k, e in errors.items() if math.isfinite(e)}
-            if wrong := sorted(set(errors) - set(row.errors)):
-                row.failures["errors"] = f"not finite: {', '.join(wrong)}"
+        if not contestant.other:
+            _compare(row, contestant, compute, check, refusal is None)
         with _recorded(row, "forward"):
             row.forward_ms = median_ms(forward, dy.device.type)
+        if refusal is not None:
+            row.failures["forward and backward"] = refusal
+            return row
         with _recorded(row, "forward and backward"):
             row.both_ms = median_ms(both, dy.device.type)
             row.peak_mib = peak_mib(both, dy.device.type)
+    _free()
     return row
+
+
+def _compare(
+    row: Row,
+    contestant: Contestant,
+    compute: Function,
+    check: Callable[..., dict[str, float]],
+    gradients: bool,
+) -> None:
+    """Errors of output and gradients; of the output alone where there are no gradients."""
+    found: dict[str, float] | None = None
+    if gradients:
+        with _recorded(row, "errors"):
+            found = check(compute)
+    if found is None:
+        with _recorded(row, "error of the output"):
+            found = check(compute, gradients=False)
+    errors = {k: e for k, e in (found or {}).items() if k not in contestant.unlike}
+    row.errors = {k: e for k, e in errors.items() if math.isfinite(e)}
+    if wrong := sorted(set(errors) - set(row.errors)):
+        row.failures["errors"] = f"not finite: {', '.join(wrong)}"
 
 
 @contextlib.contextmanager
@@ -197,148 +236,26 @@ def _recorded(row: Row, step: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        row.failures[step] = _reason(error)
-    gc.collect()  # frames of an error hold tensors
+        row.failures[step] = reason(error)
+        _free()  # frames of an error hold tensors
+
+
+def _free() -> None:
+    gc.collect()
     with contextlib.suppress(RuntimeError):  # a GPU left unusable is seen by the loop over rows
         torch.cuda.empty_cache()
 
 
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"[:200]
-
-
-def run(rows: Iterator[Row], out: Path, device: str, peers: Mapping[str, str]) -> None:
-    """Measures row after row; leaves a report, a figure and, on the screen, a table.
-
-    Stops with exit code 1 once a contestant leaves the GPU unusable; what was measured is kept.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    done: list[Row] = []
-    broken = None
-    for row in rows:
-        done.append(row)
-        print("\n".join(table([row]).splitlines()[2:]), flush=True)
-        target = out / f"{row.kernel}.json"
-        write_report(target, report(row.kernel, device, done, peers))
-        if broken := _device_fails():
-            break
-    print(table(done))
-    if broken:
-        raise SystemExit(f"error: {done[-1].contestant} left the GPU unusable: {broken}")
-    draw_if_possible(target, target.with_suffix(".png"))
-
-
-def _device_fails() -> str | None:
-    """Why the GPU takes no more work (after an illegal access, say), or None if it does."""
-    if not torch.cuda.is_available():
-        return None
-    try:
-        torch.cuda.synchronize()
-        torch.zeros(1, device="cuda").item()
-    except RuntimeError as error:
-        return _reason(error)
-    return None
-
-
-def report(
-    kernel: str, device: str, rows: Sequence[Row], peers: Mapping[str, str]
-) -> dict[str, Any]:
-    """Rows with device, versions and protocol, as JSON takes them.
-
-    ``peers``: module -> the distribution that it comes in.
-    """
-    cuda = device == "cuda"
-    return {
-        "kernel": kernel,
-        "device": torch.cuda.get_device_name() if cuda else platform.machine(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": _version("triton"),
-        "peers": {name: _version(name) for module, name in peers.items() if installed(module)},
-        "command": " ".join(["python", *sys.argv]),
-        "protocol": (
-            f"medians within {REPEAT_MS} ms and at least {LEAST_REPEATS} calls after warming up"
-            "; forward without gradients"
-            + (
-                "; second-level cache cleared between calls; peak memory of forward and backward "
-                "above the inputs; floor: every input read and every result written once, at "
-                f"{BANDWIDTH / 1e12:.1f} TB/s"
-                if cuda
-                else ""
-            )
-        ),
-        "rows": [asdict(row) for row in rows],
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def write_report(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all, so that a run that is cut short keeps its last rows."""
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Markdown: times, how far above the floor, how much slower than ours, peak, worst errors."""
-    head = [
-        *(rows[0].case if rows else []),
-        "contestant",
-        "forward ms",
-        "x floor",
-        "x ours",
-        "with backward ms",
-        "x floor",
-        "x ours",
-        "peak MiB",
-        "error y",
-        "worst gradient",
-    ]
-    ours = {_key(row): row for row in rows if row.contestant == OURS}
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in rows:
-        best = ours.get(_key(row))
-        gradients = [value for name, value in row.errors.items() if name != "y"]
-        cells = [
-            *(_cell(x) for x in row.case.values()),
-            row.contestant,
-            *_times(row.forward_ms, row.forward_floor_ms, best.forward_ms if best else None),
-            *_times(row.both_ms, row.both_floor_ms, best.both_ms if best else None),
-            "" if row.peak_mib is None else f"{row.peak_mib:,.0f}",
-            f"{row.errors['y']:.1e}" if "y" in row.errors else "",
-            f"{max(gradients):.1e}" if gradients else "",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    failures = [
-        f"- {row.contestant}, {json.dumps(row.case)}, {step}: {reason}"
-        for row in rows
-        for step, reason in row.failures.items()
-    ]
-    return "\n".join([*lines, *([""] if failures else []), *failures])
-
-
-def _key(row: Row) -> str:
-    return json.dumps(row.case)
-
-
-def _cell(x: object) -> str:
-    if isinstance(x, bool):
-        return "yes" if x else "no"
-    return f"{x:,}" if isinstance(x, int) else str(x)
-
-
-def _times(ms: float | None, floor: float | None, ours: float | None) -> list[str]:
-    if ms is None:
-        return ["fails", "", ""]
-    ratios = (
-        "" if least is None else f"{ms / least:{digits}}"
-        for least, digits in ((floor, ".1f"), (ours, ".2f"))
-    )
-    return [f"{ms:.3g}", *ratios]
+def jobs(
+    case: dict[str, Any],
+    floors: tuple[float | None, float | None],
+    contestants: Sequence[Contestant],
+    inputs: tuple[Tensors, Tensor],
+    check: Callable[..., dict[str, float]],
+    kernel: str,
+) -> Iterator[Job]:
+    """A measurement for each contestant that serves the case."""
+    for contestant in contestants:
+        if contestant.longest is None or case["length"] <= contestant.longest:
+            row = Row(kernel, contestant.name, case, *floors)
+            yield row, functools.partial(measure, row, contestant, *inputs, check)

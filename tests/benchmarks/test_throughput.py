@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.genomics.throughput import speedups
 
 ROOT = Path(__file__).parents[2]
@@ -48,3 +50,7 @@ def test_command_on_a_cpu(tmp_path: Path) -> None:
     assert ours["training"]["first_loss"] == reference["training"]["first_loss"]
     assert all(ours[what]["tokens_per_second"] > 0 for what in ("forward", "training"))
     assert report["auto_over_reference"][0]["training"] > 0
+    assert report["command"].startswith("python benchmarks/genomics/throughput.py --out")
+    assert report["torch"] == torch.__version__
+    assert "triton" in report
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")

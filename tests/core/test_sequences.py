@@ -91,6 +91,12 @@ def test_one_row_hands_gradients_to_real_tokens_alone() -> None:
         (lambda: Sequences.from_offsets([0.0, 2.0]), "got torch.float32"),
         (lambda: Sequences.padded([4], 3), "lie in 0..3"),
         (lambda: Sequences.padded([-1], 3), "lie in 0..3"),
+        (lambda: Sequences.padded([1.5], 3), r"lengths must be an integer .* torch.float32"),
+        (lambda: Sequences.padded([True], 3), r"lengths must be an integer .* torch.bool"),
+        (
+            lambda: Sequences.padded([[1]], 3),
+            r"tensor \(batch\), got torch.int64 of shape \(1, 1\)",
+        ),
         (lambda: Sequences.packed([[2, 2]], 3), "row 0"),
         (lambda: Sequences.packed([[1], [0, 1]], 3), "row 1"),
         (lambda: Sequences(torch.zeros(2, 3)), "integer tensor"),

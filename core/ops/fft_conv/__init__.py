@@ -77,7 +77,25 @@ def fft_conv_history(
     u: Tensor, taps: int, *, pre_gate: Tensor | None = None, history: Tensor | None = None
 ) -> Tensor:
     """What `fft_conv` of the next piece needs of this one and those before: the last ``taps`` - 1
-    values of pre_gate u, or as many as there are, in the dtype of ``u``."""
+    values of pre_gate u, or as many as there are, in the dtype of ``u``.
+
+    Shapes as in `fft_conv`; raises ValueError naming the argument for those that do not fit.
+    """
+    _check_tensor("fft_conv_history", "u", u)
+    _check_input("fft_conv_history", u)
+    if not isinstance(taps, int) or isinstance(taps, bool) or taps < 1:
+        raise ValueError(f"fft_conv_history: taps must be an integer of at least 1, got {taps!r}")
+    if pre_gate is not None:
+        _check_tensor("fft_conv_history", "pre_gate", pre_gate)
+        if pre_gate.shape != u.shape:
+            raise ValueError(
+                f"fft_conv_history: pre_gate must be {tuple(u.shape)}, got {tuple(pre_gate.shape)}"
+            )
+        _check_kind("fft_conv_history", "pre_gate", pre_gate, u)
+    if history is not None:
+        _check_tensor("fft_conv_history", "history", history)
+        _check_history("fft_conv_history", history, u)
+        _check_kind("fft_conv_history", "history", history, u)
     v = u if pre_gate is None else (pre_gate * u).to(u.dtype)
     if history is not None:
         v = torch.cat([history.to(v.dtype), v], 2)
@@ -95,27 +113,29 @@ def _check(
     history: Tensor | None,
     band: float,
 ) -> None:
-    if u.ndim != 3 or u.shape[-1] < 1 or u.dtype not in DTYPES:
-        raise ValueError(
-            "fft_conv: u must be floating point (batch, channels, length >= 1), "
-            f"got {tuple(u.shape)} {u.dtype}"
-        )
+    others: dict[str, Tensor | None] = {
+        "k": k,
+        "reverse_k": reverse_k,
+        "skip": skip,
+        "pre_gate": pre_gate,
+        "post_gate": post_gate,
+        "history": history,
+    }
+    given = {name: x for name, x in others.items() if x is not None or name == "k"}
+    for name, x in {"u": u, **given}.items():
+        _check_tensor("fft_conv", name, x)
+    _, channels, length = _check_input("fft_conv", u)
     if circular and reverse_k is not None:
         raise ValueError("fft_conv: reverse_k is not defined for circular=True; drop one of them")
     if band not in (1.0, 0.5, 0.25) or (band < 1 and (circular or history is not None)):
         raise ValueError(
             f"fft_conv: band must be 1, 1/2 or 1/4, and 1 with circular or history, got {band}"
         )
-    channels, length = u.shape[1:]
     reach = length
     if history is not None:
         if circular or reverse_k is not None:
             raise ValueError("fft_conv: history is for causal filters; drop circular and reverse_k")
-        if history.ndim != 3 or history.shape[:2] != u.shape[:2]:
-            raise ValueError(
-                f"fft_conv: history must be ({u.shape[0]}, {channels}, past), "
-                f"got {tuple(history.shape)}"
-            )
+        _check_history("fft_conv", history, u)
         reach += history.shape[-1]
     for name, x in (("k", k), ("reverse_k", reverse_k)):
         if x is None:
@@ -132,21 +152,39 @@ def _check(
     ):
         if x is not None and tuple(x.shape) != shape:
             raise ValueError(f"fft_conv: {name} must be {shape}, got {tuple(x.shape)}")
-    for name, x in (
-        ("k", k),
-        ("reverse_k", reverse_k),
-        ("skip", skip),
-        ("pre_gate", pre_gate),
-        ("post_gate", post_gate),
-        ("history", history),
-    ):
-        if x is None:
-            continue
-        if x.dtype not in DTYPES or x.device != u.device:
-            raise ValueError(
-                f"fft_conv: {name} must be floating point on {u.device}, "
-                f"got {x.dtype} on {x.device}"
-            )
+    for name, x in given.items():
+        if x is not None:
+            _check_kind("fft_conv", name, x, u)
+
+
+def _check_tensor(op: str, name: str, x: object) -> None:
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
+
+
+def _check_input(op: str, u: Tensor) -> tuple[int, int, int]:
+    """Batch, channels and length."""
+    if u.ndim != 3 or u.shape[-1] < 1 or u.dtype not in DTYPES:
+        raise ValueError(
+            f"{op}: u must be floating point (batch, channels, length >= 1), "
+            f"got {tuple(u.shape)} {u.dtype}"
+        )
+    batch, channels, length = u.shape
+    return batch, channels, length
+
+
+def _check_history(op: str, history: Tensor, u: Tensor) -> None:
+    if history.ndim != 3 or history.shape[:2] != u.shape[:2]:
+        raise ValueError(
+            f"{op}: history must be ({u.shape[0]}, {u.shape[1]}, past), got {tuple(history.shape)}"
+        )
+
+
+def _check_kind(op: str, name: str, x: Tensor, u: Tensor) -> None:
+    if x.dtype not in DTYPES or x.device != u.device:
+        raise ValueError(
+            f"{op}: {name} must be floating point on {u.device}, got {x.dtype} on {x.device}"
+        )
 
 
 def _takes_monarch(u: Tensor, h: Tensor, circular: bool, band: float) -> bool:

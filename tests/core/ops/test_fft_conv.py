@@ -293,12 +293,37 @@ def test_autocast() -> None:
         ({"history": torch.ones(2, 4, 4)}, r"history must be \(2, 3, past\), got \(2, 4, 4\)"),
         ({"history": torch.ones(2, 3, 4), "k": torch.ones(3, 13)}, "with 1 to 12 taps"),
         ({"skip": torch.ones(3, device="meta")}, "skip must be floating point on cpu, .* on meta"),
+        ({"u": None}, "u must be a tensor, got NoneType"),
+        ({"k": None}, "k must be a tensor, got NoneType"),
+        ({"skip": 1.0}, "skip must be a tensor, got float"),
     ],
 )
 def test_wrong_arguments(change: dict[str, object], message: str) -> None:
     arguments = {"u": torch.ones(2, 3, 8), "k": torch.ones(3, 8), **change}
     with pytest.raises(ValueError, match=message):
         fft_conv(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"u": None}, "u must be a tensor, got NoneType"),
+        ({"u": torch.ones(3, 8)}, r"u must be floating point \(batch, channels, length"),
+        ({"u": torch.ones(2, 3, 8, dtype=torch.int64)}, "u must be floating point .*int64"),
+        ({"taps": 0}, "taps must be an integer of at least 1, got 0"),
+        ({"taps": -5}, "taps must be an integer of at least 1, got -5"),
+        ({"taps": 2.0}, "taps must be an integer of at least 1, got 2.0"),
+        ({"pre_gate": torch.ones(8)}, r"pre_gate must be \(2, 3, 8\), got \(8,\)"),
+        ({"pre_gate": torch.ones(2, 3, 8, dtype=torch.int64)}, "pre_gate must be floating .*int64"),
+        ({"history": torch.ones(2, 4, 4)}, r"history must be \(2, 3, past\), got \(2, 4, 4\)"),
+        ({"history": torch.ones(2, 3, 4, device="meta")}, "history must be .* on cpu, .* on meta"),
+        ({"history": [1.0]}, "history must be a tensor, got list"),
+    ],
+)
+def test_wrong_arguments_of_history(change: dict[str, object], message: str) -> None:
+    arguments = {"u": torch.ones(2, 3, 8), "taps": 4, **change}
+    with pytest.raises(ValueError, match=f"fft_conv_history: {message}"):
+        fft_conv_history(**arguments)
 
 
 def test_fast_length() -> None:
