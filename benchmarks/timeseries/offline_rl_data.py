@@ -1,8 +1,8 @@
 """Offline data for reinforcement learning: episodes of linear controllers on MuJoCo's walkers.
 
-    PYTHONPATH=. python benchmarks/timeseries/offline_rl_data.py HalfCheetah-v5 --iterations 250
+    PYTHONPATH=. python benchmarks/timeseries/offline_rl_data.py HalfCheetah-v5 Hopper-v5 Walker2d-v5
 
-searches a linear controller and writes a ladder of its stages, with their returns, into
+searches linear controllers and writes ladders of their stages, with their returns, into
 ``results/offline_rl_controllers/``; ``offline_rl.py`` makes its episodes from those files with a
 seed. The search is ARS (V2-t of Mania et al. 2018, arXiv 1803.07055): random directions in the
 space of weights, states standardised by all states seen. Hopper's reward for not having fallen is
@@ -205,7 +205,7 @@ def episodes(walker: str, data: str, seed: int = 0) -> list[Episode]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("walkers", nargs="+", choices=WALKERS)
-    parser.add_argument("--iterations", type=int, default=250)
+    parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
