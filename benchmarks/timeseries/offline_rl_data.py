@@ -1,6 +1,7 @@
 """Offline data for reinforcement learning: episodes of linear controllers on MuJoCo's walkers.
 
-    PYTHONPATH=. python benchmarks/timeseries/offline_rl_data.py HalfCheetah-v5 Hopper-v5 Walker2d-v5
+    PYTHONPATH=. python benchmarks/timeseries/offline_rl_data.py \\
+        HalfCheetah-v5 Hopper-v5 Walker2d-v5
 
 searches linear controllers and writes ladders of their stages, with their returns, into
 ``results/offline_rl_controllers/``; ``offline_rl.py`` makes its episodes from those files with a
