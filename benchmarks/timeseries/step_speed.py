@@ -4,8 +4,9 @@
 
 Same sizes (the authors' for ETTh1), same batch, float32, alternating; medians. transformers'
 Informer and Autoformer embed lagged values and end in a distribution: they run on one lag with a
-Student-T head, which is a linear layer. Peak memory: what one training step adds to a fresh
-process (Linux), on a GPU to what is allocated there.
+Student-T head, which is a linear layer. Time on a CPU is what the process used of it, summed over
+threads, so that others on the machine count little. Peak memory: what one training step adds to a
+fresh process (Linux), on a GPU to what is allocated there.
 """
 
 from __future__ import annotations
@@ -114,8 +115,9 @@ def theirs(name: str, lookback: int, batch: int, device: str) -> tuple[nn.Module
 
 def seconds(model: nn.Module, step: Step, training: bool, device: str) -> float:
     model.train(training)
+    clock = time.perf_counter if device == "cuda" else time.process_time
     _wait(device)
-    start = time.perf_counter()
+    start = clock()
     if training:
         model.zero_grad()
         step().backward()
@@ -123,7 +125,7 @@ def seconds(model: nn.Module, step: Step, training: bool, device: str) -> float:
         with torch.inference_mode():
             step()
     _wait(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _wait(device: str) -> None:
