@@ -46,17 +46,20 @@ def shard_path(folder: Path, shard: int) -> Path:
     return folder / f"part-{shard:05d}.parquet"
 
 
-def open_folder(folder: Path, manifest: Manifest) -> list[int]:
-    """Make ``folder`` this job's, and say which shards are still to be predicted.
-
-    Raises UsageError, and touches nothing, if the folder is another job's or not a job's at all.
-    """
+def check_folder(folder: Path, manifest: Manifest) -> None:
+    """Raises UsageError if ``folder`` is another job's or not a job's at all. Touches nothing."""
     if (folder / "manifest.json").exists():
         _check_same_job(folder, manifest)
     elif folder.exists() and (
         not folder.is_dir() or any(not _temporary(f) for f in folder.iterdir())
     ):
         raise UsageError(f"{folder}: exists and holds no predictions; choose an empty folder")
+
+
+def open_folder(folder: Path, manifest: Manifest) -> list[int]:
+    """Make ``folder`` this job's, and say which shards are still to be predicted. Raises as
+    `check_folder` does, before anything is touched."""
+    check_folder(folder, manifest)
     shards = range(manifest.shards)
     if (folder / "_SUCCESS").exists() and all(shard_path(folder, k).exists() for k in shards):
         return []

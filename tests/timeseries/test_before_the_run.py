@@ -1,0 +1,95 @@
+"""Bad input ends a command before its run begins: exit code, one line, and nothing left behind: no
+predictions, no run folder, no run in the tracking store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from forked_cli import Server
+
+HOURS = [f"2024-01-{1 + h // 24:02d} {h % 24:02d}:00" for h in range(120)]
+ROWS = [f"{name},{stamp},{(7 * h) % 24}" for name in "ab" for h, stamp in enumerate(HOURS)]
+HEADER = "unique_id,ds,y"
+AUTOFORMER = {  # whose weights fit any look-back and horizon
+    "class_path": "timeseries.models.Autoformer",
+    "init_args": {"dim": 8, "feedforward": 8, "label_length": 6, "moving_average": 5},
+}
+CONFIG = {
+    "trainer": {"max_epochs": 1},
+    "model": {
+        "class_path": "timeseries.tasks.Forecasting",
+        "init_args": {"model": AUTOFORMER},
+    },
+    "data": {
+        "class_path": "timeseries.data.forecasts.ForecastWindows",
+        "init_args": {
+            "path": "x.csv",
+            "time": "ds",
+            "series": "unique_id",
+            "protocol": {"lookback": 24, "horizon": 6, "stride": 4, "val_end": 0.9},
+        },
+    },
+}
+
+
+def table(rows: list[str], header: str = HEADER) -> str:
+    return "\n".join([header, *rows]) + "\n"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Its folder holds ``x.csv``, a config that names it, and a run."""
+    server = Server(tmp_path_factory.mktemp("before"))
+    (server.folder / "x.csv").write_text(table(ROWS))
+    (server.folder / "x.yaml").write_text(yaml.safe_dump(CONFIG))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def run(server: Server) -> str:
+    code, output = server.run("fit", "--config", "x.yaml")
+    assert code == 0, output
+    return output.split("run folder: ")[1].split("\n")[0]
+
+
+def one_error(output: str) -> str:
+    (line,) = output.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def ends_before_its_run(server: Server, folder: Path, code: int, message: str, *words: str) -> None:
+    """``words`` end in ``code`` and a line with ``message``; ``folder``, where the command would
+    put all that it makes, is as before."""
+    before = sorted(folder.rglob("*"))
+    store = f"sqlite:///{folder / 'mlflow.db'}"
+    got, output = server.run(*words, "--tracking.root", f"{folder}/runs", "--tracking.uri", store)
+    assert got == code, output
+    assert message in one_error(output)
+    assert sorted(folder.rglob("*")) == before  # the store too is made by the first run
+
+
+def predict(run: str, folder: Path) -> list[str]:
+    return ["predict", "--ckpt_path", run, "--predictions.path", str(folder / "out")]
+
+
+OPTIONS = {
+    "export to another kind": ("predictions.export", "x.xlsx", "x.xlsx: cannot export to this"),
+    "export to no folder": ("predictions.export", "no/x.csv", "no/x.csv: give a file in a folder"),
+    "export over the input": ("predictions.export", "x.csv", "x.csv: is the input itself; export"),
+    "folder of something else": ("predictions.path", ".", ": exists and holds no predictions; "),
+    "shards of nothing": ("predictions.rows_per_shard", "0", "rows_per_shard is 0; it must be at"),
+    "some batches": ("trainer.limit_predict_batches", "1", "limit_predict_batches and fast_dev"),
+    "weights": ("model.init_args.model.init_args.dim", "16", "does not fit the configured"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value", "message"), OPTIONS.values(), ids=OPTIONS)
+def test_predict_with_options_that_cannot_work(
+    server: Server, run: str, tmp_path: Path, key: str, value: str, message: str
+) -> None:
+    ends_before_its_run(server, tmp_path, 2, message, *predict(run, tmp_path), f"--{key}", value)
