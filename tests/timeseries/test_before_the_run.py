@@ -73,6 +73,30 @@ def ends_before_its_run(server: Server, folder: Path, code: int, message: str, *
     assert sorted(folder.rglob("*")) == before  # the store too is made by the first run
 
 
+DAILY = [f"a,2024-02-{day:02d},1" for day in range(1, 29)]
+OTHER = table([row for row in ROWS if row < "b"], "unique_id,ds,z")
+KNOWN = table(ROWS)
+DATA = {
+    "look-back": (2, "protocol.lookback", "12", KNOWN, "lookback is 12, and the model was trained"),
+    "horizon": (2, "protocol.horizon", "4", KNOWN, "horizon is 4, and the model was trained with"),
+    "scale": (2, "protocol.scale", "none", KNOWN, "scale is none, and the model was trained with"),
+    "channels": (3, "targets", "[z]", OTHER, "the values are z; the model was trained on y"),
+    "frequency": (3, "origins", "end", table(DAILY), "has steps of 1d; the model was trained on"),
+    "short": (3, "origins", "end", table(ROWS[:23]), "1 of 1 series are shorter than look-back"),
+    "infinite": (3, "origins", "end", table(["a,2024-01-01,inf"]), "next.csv row 1: y is infinite"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "key", "value", "text", "message"), DATA.values(), ids=DATA)
+def test_predict_from_data_unlike_training(
+    *, server: Server, run: str, tmp_path: Path, code: int, key: str, value: str, text: str,
+    message: str,
+) -> None:  # fmt: skip
+    (tmp_path / "next.csv").write_text(text)
+    given = ["--data.predict_path", str(tmp_path / "next.csv"), f"--data.{key}", value]
+    ends_before_its_run(server, tmp_path, code, message, *predict(run, tmp_path), *given)
+
+
 def predict(run: str, folder: Path) -> list[str]:
     return ["predict", "--ckpt_path", run, "--predictions.path", str(folder / "out")]
 
@@ -93,3 +117,12 @@ def test_predict_with_options_that_cannot_work(
     server: Server, run: str, tmp_path: Path, key: str, value: str, message: str
 ) -> None:
     ends_before_its_run(server, tmp_path, 2, message, *predict(run, tmp_path), f"--{key}", value)
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_another_look_back_than_in_training(
+    server: Server, run: str, tmp_path: Path, command: str
+) -> None:
+    words = [command, "--ckpt_path", run, "--data.protocol.lookback", "12"]
+    message = "data.protocol.lookback is 12, and the model was trained with 24; give that"
+    ends_before_its_run(server, tmp_path, 2, message, *words)

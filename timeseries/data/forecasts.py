@@ -21,7 +21,7 @@ from timeseries.data.covariates import Covariates, static_columns
 from timeseries.data.protocol import Protocol, check_length
 from timeseries.data.series import Policies, Series, read_series
 from timeseries.data.streaming import stream_series, streams
-from timeseries.data.windows import Fitted, ForecastRecords, Windows, fit
+from timeseries.data.windows import Fitted, ForecastRecords, Windows, check_horizon, fit
 
 
 class ForecastWindows(RecordDataModule):
@@ -140,10 +140,12 @@ class ForecastWindows(RecordDataModule):
         }
 
     def check_input(self, stage: str, task: LightningModule) -> None:
+        self.protocol.check()
+        if self.fitted is not None:
+            self.fitted.check_protocol(self.protocol, "data.protocol")
+        check_horizon(getattr(task, "horizon", None), self.protocol.horizon)
         self._check_reads_time(task)
         if stage == "predict":
-            self.setup(stage)
-            self.predict_records()
             return
         path = self._required_path(stage)
         series = self.series(path)
