@@ -75,13 +75,14 @@ def ends_before_its_run(server: Server, folder: Path, code: int, message: str, *
 
 DAILY = [f"a,2024-02-{day:02d},1" for day in range(1, 29)]
 OTHER = table([row for row in ROWS if row < "b"], "unique_id,ds,z")
-KNOWN = table(ROWS)
+KNOWN, SHORT = table(ROWS), table([*ROWS[:31], *ROWS[120:151]])
 DATA = {
     "look-back": (2, "protocol.lookback", "12", KNOWN, "lookback is 12, and the model was trained"),
     "horizon": (2, "protocol.horizon", "4", KNOWN, "horizon is 4, and the model was trained with"),
     "scale": (2, "protocol.scale", "none", KNOWN, "scale is none, and the model was trained with"),
     "channels": (3, "targets", "[z]", OTHER, "the values are z; the model was trained on y"),
     "frequency": (3, "origins", "end", table(DAILY), "has steps of 1d; the model was trained on"),
+    "no room": (3, "origins", "test", SHORT, "next.csv: the test span has no room for a horizon"),
     "short": (3, "origins", "end", table(ROWS[:23]), "1 of 1 series are shorter than look-back"),
     "infinite": (3, "origins", "end", table(["a,2024-01-01,inf"]), "next.csv row 1: y is infinite"),
 }  # fmt: skip
