@@ -28,6 +28,7 @@ from core.jobs.data import Record, RecordDataModule
 from core.jobs.errors import DONE, OTHER, UsageError, UserError
 from core.jobs.predictions import PredictionConfig, check_job, check_limit, predict
 from core.jobs.runs import RunFolder
+from core.jobs.shards import unpredicted
 from core.jobs.signals import Interrupted
 from core.jobs.usage import one_line
 from core.jobs.weights import load_data_state, load_weights, read_checkpoint, weights_version
@@ -399,7 +400,14 @@ class JobCLI(LightningCLI):
                 config_hash=self._prediction_hash(),
                 records=self.records,
             )
+        self._say_unpredicted(target)
         self._summary({}, f"predictions: {target}")
+
+    @rank_zero_only
+    def _say_unpredicted(self, folder: Path) -> None:
+        line = unpredicted(folder)
+        if line is not None:
+            _warn(line)
 
     def _prediction_hash(self) -> str:
         """Of what decides the rows: not the number of devices, nor settings of training."""

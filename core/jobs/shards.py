@@ -19,6 +19,7 @@ from core.jobs.errors import UsageError, UserError
 
 # Ids are compared by their 64-bit hashes, at most so many at once (8 bytes each).
 _IDS_AT_ONCE = 1 << 24
+_KINDS = 5  # of reasons that are named in a summary
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,30 @@ def load_predictions(folder: str | Path) -> pl.LazyFrame:
     manifest = read_manifest(folder)
     files = [shard_path(folder, shard) for shard in range(manifest.shards)]
     return pl.scan_parquet(files, hive_partitioning=False)
+
+
+def unpredicted(folder: str | Path) -> str | None:
+    """How many records of a finished job have no prediction, and why, as one line; None if all
+    have one. Reasons that differ only in numbers and quoted names count as one, and the first of
+    them is shown."""
+    kind = pl.col("reason").str.replace_all(r"'[^']*'|\d+", "")
+    rows = load_predictions(folder).select("record", "reason").drop_nulls("reason")
+    kinds = (
+        rows.group_by(kind.alias("kind"))
+        .agg(pl.col("reason").get(pl.col("record").arg_min()), pl.len(), pl.col("record").min())
+        .sort("len", "record", descending=[True, False])
+        .collect()
+    )
+    if kinds.is_empty():
+        return None
+    said = [f"{reason} ({count})" for reason, count in kinds.select("reason", "len").rows()]
+    if len(said) > _KINDS:
+        said[_KINDS:] = [f"{len(said) - _KINDS} other reasons ({kinds['len'][_KINDS:].sum()})"]
+    records = read_manifest(Path(folder)).records
+    return (
+        f"{kinds['len'].sum()} of {records} records have no prediction, and their rows a reason: "
+        + "; ".join(said)
+    )
 
 
 def read_manifest(folder: Path) -> Manifest:

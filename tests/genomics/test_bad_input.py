@@ -197,6 +197,15 @@ def test_good_data_is_predicted(server: Server, folder: Path) -> None:
         assert len(load_predictions(out).collect()) == 1
 
 
+def test_alleles_without_a_score_are_counted(server: Server, folder: Path) -> None:
+    symbolic = GOOD.replace(f"\t{OTHER[SEQUENCE[29]]}\t.", "\t<DEL>\t.")
+    (folder / "x.vcf").write_text(VCF + GOOD + symbolic + symbolic)
+    code, output = predict(server, folder, "vcf")
+    assert code == 0, output
+    said = "2 of 3 records have no prediction, and their rows a reason: symbolic (2)"
+    assert f"warning: {said}" in output.splitlines()
+
+
 def one_error(output: str) -> str:
     (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
     return line
