@@ -71,6 +71,12 @@ def job(domain: str, arguments: Sequence[str]) -> JobCLI:
     return JobCLI(domain, with_saved_config(arguments))
 
 
+def check(domain: str, arguments: Sequence[str], commands: Sequence[str]) -> None:
+    """Raise what would end ``commands``, of which ``arguments`` begin with the first, before they
+    begin. Reads data and builds the model; opens no run."""
+    JobCLI(domain, with_saved_config(arguments), only_check=commands)
+
+
 def _outcome(error: BaseException) -> tuple[int, str]:
     """Exit code and line of what ended a command."""
     text = " ".join(str(error).split())
@@ -108,8 +114,13 @@ class JobCLI(LightningCLI):
     The four commands take the same keys, so one YAML file serves all.
     """
 
-    def __init__(self, domain: str, arguments: Sequence[str]) -> None:
+    def __init__(
+        self, domain: str, arguments: Sequence[str], only_check: Sequence[str] = ()
+    ) -> None:
+        """``only_check`` names commands for which everything is built and the input checked, while
+        nothing is run."""
         self.domain = domain
+        self.only_check = tuple(only_check)
         self.arguments = list(arguments)
         self.folder: RunFolder | None = None
         self.tracker: tracking.RunLogger | None = None
@@ -189,7 +200,7 @@ class JobCLI(LightningCLI):
         terminal = sys.stderr.isatty()
         callbacks = list(given.callbacks or [])
         loggers: list[Any] = []
-        tracked = given.logger is not False and not given.fast_dev_run
+        tracked = given.logger is not False and not given.fast_dev_run and not self.only_check
         if tracked and tracking.rank_zero():
             self._open_run(options.tracking)
             loggers = [self.tracker, *_as_list(given.logger)]
@@ -217,8 +228,9 @@ class JobCLI(LightningCLI):
             path, self.origin = runs.find_checkpoint(Path(checkpoint))
             load_data_state(self.datamodule, path)
         if isinstance(self.datamodule, RecordDataModule):
-            self.datamodule.check_input(self.command, self.model)
-        if self.command != "fit":
+            for command in self.only_check or (self.command,):
+                self.datamodule.check_input(command, self.model)
+        if self.command != "fit" and not (self.only_check and path is None):
             self.version = self._load_weights(path)
         if self.command == "predict":
             self._check_predictions()
@@ -335,6 +347,10 @@ class JobCLI(LightningCLI):
                 self.tracker.close(state)
 
     # Commands
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if not self.only_check:
+            super()._run_subcommand(subcommand)
 
     def fit(self, model: LightningModule, datamodule: LightningDataModule, **_: Any) -> None:
         with self._recorded():

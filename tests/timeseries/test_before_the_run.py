@@ -3,7 +3,9 @@ predictions, no run folder, no run in the tracking store."""
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -127,3 +129,44 @@ def test_another_look_back_than_in_training(
     words = [command, "--ckpt_path", run, "--data.protocol.lookback", "12"]
     message = "data.protocol.lookback is 12, and the model was trained with 24; give that"
     ends_before_its_run(server, tmp_path, 2, message, *words)
+
+
+CONFIGS = {
+    "not YAML": (2, "x.yaml", "model: {", "config bad.yaml cannot be read"),
+    "unknown key": (2, "horizon: 6", "horizn: 6", "data: unknown key 'horizn'"),
+    "size": (2, "horizon: 6", "horizon: 0", "data.protocol.horizon is 0; it must be"),
+    "data": (3, "path: x.csv", "path: none.csv", "none.csv: no such file"),
+    "test span": (3, "val_end: 0.9", "val_end: 0.99", "x.csv: the test span has no"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "old", "new", "message"), CONFIGS.values(), ids=CONFIGS)
+def test_compare_looks_at_every_config_first(
+    server: Server, run: str, code: int, old: str, new: str, message: str
+) -> None:
+    """Its parent run lies in the store of the folder that it is called in."""
+    text = (server.folder / "x.yaml").read_text()
+    (server.folder / "bad.yaml").write_text(new if old == "x.yaml" else text.replace(old, new))
+    before = (tracked(server), sorted(server.folder.glob("runs/**/*")))
+    words = (
+        "compare",
+        "--configs",
+        "x.yaml",
+        "bad.yaml",
+        "--seeds",
+        "0",
+        "1",
+        "--out",
+        "new/t.csv",
+    )
+    got, output = server.run(*words)
+    assert got == code, output
+    where = "" if old == "x.yaml" else "model bad, seed 0: "
+    assert one_error(output).startswith(f"error: {where}{message}")
+    assert (tracked(server), sorted(server.folder.glob("runs/**/*"))) == before
+    assert not (server.folder / "new").exists()
+
+
+def tracked(server: Server) -> list[tuple[str, str]]:
+    with closing(sqlite3.connect(server.folder / "mlflow.db")) as store:
+        return store.execute("select run_uuid, status from runs").fetchall()
