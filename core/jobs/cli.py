@@ -227,9 +227,10 @@ class JobCLI(LightningCLI):
         if checkpoint is not None:
             path, self.origin = runs.find_checkpoint(Path(checkpoint))
             load_data_state(self.datamodule, path)
-        if isinstance(self.datamodule, RecordDataModule):
-            for command in self.only_check or (self.command,):
-                self.datamodule.check_input(command, self.model)
+        check = getattr(self.datamodule, "check_input", None)
+        for command in self.only_check or (self.command,):
+            if callable(check):
+                check(command, self.model)
         if self.command != "fit" and not (self.only_check and path is None):
             self.version = self._load_weights(path)
         if self.command == "predict":
