@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,17 +21,24 @@ def write_input(file: Path, records: int) -> Path:
 
 
 class ToyData(RecordDataModule):
-    """Lines of id and value; the records at the places in ``skip`` cannot be predicted."""
+    """Lines of id and value; the records at the places in ``skip`` cannot be predicted, those in
+    ``reasons`` for the reason that stands there."""
 
     input_columns = {"id": "string", "value": "double"}  # noqa: RUF012
     exports = (".txt",)
 
     def __init__(
-        self, file: str, batch_size: int = 4, num_workers: int = 0, skip: tuple[int, ...] = ()
+        self,
+        file: str,
+        batch_size: int = 4,
+        num_workers: int = 0,
+        skip: tuple[int, ...] = (),
+        reasons: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers)
         self.file = file
-        self.skip = frozenset(f"r{place}" for place in skip)
+        self.reasons = {f"r{place}": f"r{place} is on the list" for place in skip}
+        self.reasons |= {f"r{place}": reason for place, reason in reasons.items()}
 
     def setup(self, stage: str) -> None:
         self.lines = [line.split() for line in Path(self.file).read_text().splitlines()]
@@ -39,8 +47,8 @@ class ToyData(RecordDataModule):
         return [{"id": name, "value": float(value)} for name, value in self.lines]
 
     def encode(self, record: Record) -> Any:
-        if record["id"] in self.skip:
-            raise SkipRecord(f"{record['id']} is on the list")
+        if record["id"] in self.reasons:
+            raise SkipRecord(self.reasons[record["id"]])
         return record["id"], torch.tensor([record["value"], 1.0])
 
     def collate(self, examples: list[Any]) -> Any:

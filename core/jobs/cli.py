@@ -24,10 +24,11 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from core.jobs import provenance, runs, tracking
 from core.jobs.checkpoints import CheckpointConfig, RunCheckpoints
-from core.jobs.data import RecordDataModule
+from core.jobs.data import Record, RecordDataModule
 from core.jobs.errors import DONE, OTHER, UsageError, UserError
-from core.jobs.predictions import PredictionConfig, predict
+from core.jobs.predictions import PredictionConfig, check_job, check_limit, predict
 from core.jobs.runs import RunFolder
+from core.jobs.shards import unpredicted
 from core.jobs.signals import Interrupted
 from core.jobs.summary import summary_lines
 from core.jobs.usage import one_line
@@ -71,6 +72,12 @@ def job(domain: str, arguments: Sequence[str]) -> JobCLI:
     return JobCLI(domain, with_saved_config(arguments))
 
 
+def check(domain: str, arguments: Sequence[str], commands: Sequence[str]) -> None:
+    """Raise what would end ``commands``, of which ``arguments`` begin with the first, before they
+    begin. Reads data and builds the model; opens no run."""
+    JobCLI(domain, with_saved_config(arguments), only_check=commands)
+
+
 def _outcome(error: BaseException) -> tuple[int, str]:
     """Exit code and line of what ended a command."""
     text = " ".join(str(error).split())
@@ -108,11 +115,18 @@ class JobCLI(LightningCLI):
     The four commands take the same keys, so one YAML file serves all.
     """
 
-    def __init__(self, domain: str, arguments: Sequence[str]) -> None:
+    def __init__(
+        self, domain: str, arguments: Sequence[str], only_check: Sequence[str] = ()
+    ) -> None:
+        """``only_check`` names commands for which everything is built and the input checked, while
+        nothing is run."""
         self.domain = domain
+        self.only_check = tuple(only_check)
         self.arguments = list(arguments)
         self.folder: RunFolder | None = None
         self.tracker: tracking.RunLogger | None = None
+        self.origin: RunFolder | None = None  # the run that --ckpt_path belongs to
+        self.records: Sequence[Record] | None = None  # to predict
         strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             LightningModule,
@@ -182,12 +196,12 @@ class JobCLI(LightningCLI):
         registers = self.command == "fit" and options.tracking.register_model
         if self.command == "predict" or registers:
             self._require_records()
-        self._check_input(options.ckpt_path)
+        self._check(options.ckpt_path)
         given = options.trainer
         terminal = sys.stderr.isatty()
         callbacks = list(given.callbacks or [])
         loggers: list[Any] = []
-        tracked = given.logger is not False and not given.fast_dev_run
+        tracked = given.logger is not False and not given.fast_dev_run and not self.only_check
         if tracked and tracking.rank_zero():
             self._open_run(options.tracking)
             loggers = [self.tracker, *_as_list(given.logger)]
@@ -207,12 +221,41 @@ class JobCLI(LightningCLI):
             **quiet,
         )
 
-    def _check_input(self, checkpoint: str | None) -> None:
-        """Let bad data end the command before a run is opened for it."""
-        if isinstance(self.datamodule, RecordDataModule):
-            if checkpoint is not None:
-                load_data_state(self.datamodule, runs.find_checkpoint(Path(checkpoint))[0])
-            self.datamodule.check_input(self.command, self.model)
+    def _check(self, checkpoint: str | None) -> None:
+        """Let bad data, a checkpoint that does not fit, and predictions that cannot go where they
+        should end the command before a run is opened for it."""
+        path = None
+        if checkpoint is not None:
+            path, self.origin = runs.find_checkpoint(Path(checkpoint))
+            load_data_state(self.datamodule, path)
+        check = getattr(self.datamodule, "check_input", None)
+        for command in self.only_check or (self.command,):
+            if callable(check):
+                check(command, self.model)
+        if self.command != "fit" and not (self.only_check and path is None):
+            self.version = self._load_weights(path)
+        if self.command == "predict":
+            self._check_predictions()
+
+    def _load_weights(self, path: Path | None) -> str:
+        """The version of the model whose weights ``path`` holds."""
+        if path is None:
+            _warn("no --ckpt_path; the weights are those the model starts with")
+            return f"untrained-{provenance.config_hash({'model': self.settings['model']})[:12]}"
+        for line in load_weights(self.model, path, self.settings["model"]):
+            _warn(line)
+        return (self.origin.run.model_version if self.origin else None) or weights_version(path)
+
+    def _check_predictions(self) -> None:
+        options = self.config_init.predict
+        check_limit(options.trainer.limit_predict_batches)
+        if tracking.rank_zero():
+            self.records = check_job(
+                self.datamodule,
+                options.predictions,
+                model_version=self.version,
+                config_hash=self._prediction_hash(),
+            )
 
     def _require_records(self) -> None:
         if not isinstance(self.datamodule, RecordDataModule):
@@ -307,6 +350,10 @@ class JobCLI(LightningCLI):
 
     # Commands
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        if not self.only_check:
+            super()._run_subcommand(subcommand)
+
     def fit(self, model: LightningModule, datamodule: LightningDataModule, **_: Any) -> None:
         with self._recorded():
             last = self._last_checkpoint()
@@ -354,23 +401,31 @@ class JobCLI(LightningCLI):
 
     def _evaluate(self) -> None:
         with self._recorded():
-            self._load_weights()
+            self._tag_model()
             evaluate = getattr(self.trainer, self.command)
             evaluate(self.model, datamodule=self.datamodule, verbose=False)
         self._summary(self.trainer.callback_metrics)
 
     def predict(self, **_: Any) -> None:
         with self._recorded():
-            version = self._load_weights()
+            self._tag_model()
             target = predict(
                 self.model,
                 self.datamodule,
                 self.trainer,
                 self.config_init.predict.predictions,
-                model_version=version,
+                model_version=self.version,
                 config_hash=self._prediction_hash(),
+                records=self.records,
             )
+        self._say_unpredicted(target)
         self._summary({}, f"predictions: {target}")
+
+    @rank_zero_only
+    def _say_unpredicted(self, folder: Path) -> None:
+        line = unpredicted(folder)
+        if line is not None:
+            _warn(line)
 
     def _prediction_hash(self) -> str:
         """Of what decides the rows: not the number of devices, nor settings of training."""
@@ -378,24 +433,15 @@ class JobCLI(LightningCLI):
         chosen = {k: self.settings[k] for k in ("model", "data", "seed_everything")}
         return provenance.config_hash({**chosen, "trainer": trainer})
 
-    def _load_weights(self) -> str:
-        """Load what --ckpt_path means and tag the run with it; the model's version."""
-        given = self.config[self.command].ckpt_path
-        if given is None:
-            _warn("no --ckpt_path; the weights are those the model starts with")
-            return f"untrained-{provenance.config_hash({'model': self.settings['model']})[:12]}"
-        path, origin = runs.find_checkpoint(Path(given))
-        for line in load_weights(self.model, path, self.settings["model"]):
-            _warn(line)
-        load_data_state(self.datamodule, path)
-        version = (origin.run.model_version if origin else None) or weights_version(path)
-        if self.tracker is not None:
-            tags = {"model.version": version}
-            if origin is not None:
-                tags[tracking.PARENT_RUN] = origin.run.run_id
-            for key, value in tags.items():
-                self.tracker.client.set_tag(self.tracker.identity, key, value)
-        return version
+    def _tag_model(self) -> None:
+        """Tag the run with the checkpoint that it uses."""
+        if self.tracker is None or self.config[self.command].ckpt_path is None:
+            return
+        tags = {"model.version": self.version}
+        if self.origin is not None:
+            tags[tracking.PARENT_RUN] = self.origin.run.run_id
+        for key, value in tags.items():
+            self.tracker.client.set_tag(self.tracker.identity, key, value)
 
     @rank_zero_only
     def _summary(self, metrics: Mapping[str, Any], *lines: str) -> None:

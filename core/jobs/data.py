@@ -68,7 +68,8 @@ class RecordDataModule(LightningDataModule):
     def check_input(self, stage: str, task: LightningModule) -> None:
         """Raise a UserError for input with which the command (fit, validate, test, predict) cannot
         work. The command line calls it, with the state of a checkpoint loaded, before it opens a
-        run, so that bad data leaves none; without it, the error comes out of the run."""
+        run, so that bad data leaves none; without it, the error comes out of the run. For predict
+        it then also calls ``setup`` and ``predict_records``, without a trainer."""
 
     def digest_files(self) -> list[Path]:
         """The files whose content decides the predictions' input, in a fixed order."""

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from core.jobs.data import Encoded, Record, RecordDataModule, digest, encode_records
 from core.jobs.errors import DataError, UsageError, UserError
 from core.jobs.predictor import assemble, batches, predicted_rows, skipped_rows
-from core.jobs.shards import Manifest, merge, open_folder, write_shard
+from core.jobs.shards import Manifest, check_folder, merge, open_folder, write_shard
 
 
 @dataclass
@@ -42,16 +42,17 @@ def predict(
     *,
     model_version: str,
     config_hash: str,
+    records: Sequence[Record] | None = None,
 ) -> Path:
     """Predict every record with the trainer's devices and precision; the finished folder.
 
     Each rank takes shards of its own. Shards that an earlier, killed run of the same job finished
-    are kept. Raises UsageError for a folder that is not this job's, DataError for bad records.
+    are kept. ``records`` are the data module's if `check_job` has read them already. Raises
+    UsageError for a folder that is not this job's, DataError for bad records.
     """
     check_config(datamodule, config)
-    if trainer.limit_predict_batches != 1.0:
-        raise UsageError("limit_predict_batches and fast_dev_run leave records out; remove them")
-    job = _Job(datamodule, config, model_version, config_hash)
+    check_limit(trainer.limit_predict_batches)
+    job = _Job(datamodule, config, model_version, config_hash, records)
     writer = _ShardWriter()
     trainer.callbacks.append(writer)  # type: ignore[attr-defined]
     try:
@@ -67,6 +68,31 @@ def check_config(datamodule: RecordDataModule, config: PredictionConfig) -> None
         raise UsageError(f"rows_per_shard is {config.rows_per_shard}; it must be at least 1")
     if config.export is not None:
         datamodule.check_export(Path(config.export))
+        if not Path(config.export).absolute().parent.is_dir():
+            raise UsageError(f"{config.export}: give a file in a folder that exists")
+
+
+def check_limit(batches: int | float | None) -> None:
+    """Raises UsageError for a ``limit_predict_batches`` that would leave records out."""
+    if batches is not None and (isinstance(batches, int) or batches != 1.0):
+        raise UsageError("limit_predict_batches and fast_dev_run leave records out; remove them")
+
+
+def check_job(
+    datamodule: RecordDataModule, config: PredictionConfig, *, model_version: str, config_hash: str
+) -> Sequence[Record]:
+    """The records of a job that can begin. Sets the data up and writes nothing.
+
+    Raises UsageError for settings that cannot work and a folder that is not this job's, DataError
+    for no records, and what the data module raises.
+    """
+    check_config(datamodule, config)
+    datamodule.prepare_data()
+    datamodule.setup("predict")
+    records = datamodule.predict_records()
+    manifest = _manifest(datamodule, config, len(records), model_version, config_hash)
+    check_folder(Path(config.path), manifest)
+    return records
 
 
 def open_job(
@@ -81,6 +107,17 @@ def open_job(
 
     Raises DataError for no records, UsageError for a folder that is not this job's.
     """
+    manifest = _manifest(datamodule, config, records, model_version, config_hash)
+    return manifest, open_folder(Path(config.path), manifest)
+
+
+def _manifest(
+    datamodule: RecordDataModule,
+    config: PredictionConfig,
+    records: int,
+    model_version: str,
+    config_hash: str,
+) -> Manifest:
     if records == 0:
         raise DataError("no records to predict: the input is empty; give one with records")
     files = datamodule.digest_files()
@@ -88,8 +125,7 @@ def open_job(
         export = Path(config.export).resolve()
         if export in [file.resolve() for file in files]:
             raise UsageError(f"{config.export}: is the input itself; export to another file")
-    manifest = Manifest(digest(files), model_version, config_hash, records, config.rows_per_shard)
-    return manifest, open_folder(Path(config.path), manifest)
+    return Manifest(digest(files), model_version, config_hash, records, config.rows_per_shard)
 
 
 def finish_job(datamodule: RecordDataModule, config: PredictionConfig, manifest: Manifest) -> None:
@@ -124,12 +160,14 @@ class _Job(LightningDataModule):
         config: PredictionConfig,
         model_version: str,
         config_hash: str,
+        records: Sequence[Record] | None,
     ) -> None:
         super().__init__()
         self.datamodule = datamodule
         self.config = config
         self.model_version = model_version
         self.config_hash = config_hash
+        self.records = records
         self.prepare_data_per_node = datamodule.prepare_data_per_node
 
     def prepare_data(self) -> None:
@@ -139,7 +177,7 @@ class _Job(LightningDataModule):
         assert self.trainer is not None
         self.datamodule.trainer = self.trainer  # as in the other commands
         self.datamodule.setup(stage)
-        records = self.datamodule.predict_records()
+        records = self.datamodule.predict_records() if self.records is None else self.records
         # Rank zero alone looks at the folder; what it finds, an error too, goes to all.
         found: tuple[Manifest, list[int]] | UserError | None = None
         if self.trainer.is_global_zero:

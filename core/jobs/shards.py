@@ -19,6 +19,7 @@ from core.jobs.errors import UsageError, UserError
 
 # Ids are compared by their 64-bit hashes, at most so many at once (8 bytes each).
 _IDS_AT_ONCE = 1 << 24
+_KINDS = 5  # of reasons that are named in a summary
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,20 @@ def shard_path(folder: Path, shard: int) -> Path:
     return folder / f"part-{shard:05d}.parquet"
 
 
-def open_folder(folder: Path, manifest: Manifest) -> list[int]:
-    """Make ``folder`` this job's, and say which shards are still to be predicted.
-
-    Raises UsageError, and touches nothing, if the folder is another job's or not a job's at all.
-    """
+def check_folder(folder: Path, manifest: Manifest) -> None:
+    """Raises UsageError if ``folder`` is another job's or not a job's at all. Touches nothing."""
     if (folder / "manifest.json").exists():
         _check_same_job(folder, manifest)
     elif folder.exists() and (
         not folder.is_dir() or any(not _temporary(f) for f in folder.iterdir())
     ):
         raise UsageError(f"{folder}: exists and holds no predictions; choose an empty folder")
+
+
+def open_folder(folder: Path, manifest: Manifest) -> list[int]:
+    """Make ``folder`` this job's, and say which shards are still to be predicted. Raises as
+    `check_folder` does, before anything is touched."""
+    check_folder(folder, manifest)
     shards = range(manifest.shards)
     if (folder / "_SUCCESS").exists() and all(shard_path(folder, k).exists() for k in shards):
         return []
@@ -101,6 +105,30 @@ def load_predictions(folder: str | Path) -> pl.LazyFrame:
     manifest = read_manifest(folder)
     files = [shard_path(folder, shard) for shard in range(manifest.shards)]
     return pl.scan_parquet(files, hive_partitioning=False)
+
+
+def unpredicted(folder: str | Path) -> str | None:
+    """How many records of a finished job have no prediction, and why, as one line; None if all
+    have one. Reasons that differ only in numbers and quoted names count as one, and the first of
+    them is shown."""
+    kind = pl.col("reason").str.replace_all(r"'[^']*'|\d+", "")
+    rows = load_predictions(folder).select("record", "reason").drop_nulls("reason")
+    kinds = (
+        rows.group_by(kind.alias("kind"))
+        .agg(pl.col("reason").get(pl.col("record").arg_min()), pl.len(), pl.col("record").min())
+        .sort("len", "record", descending=[True, False])
+        .collect()
+    )
+    if kinds.is_empty():
+        return None
+    said = [f"{reason} ({count})" for reason, count in kinds.select("reason", "len").rows()]
+    if len(said) > _KINDS:
+        said[_KINDS:] = [f"{len(said) - _KINDS} other reasons ({kinds['len'][_KINDS:].sum()})"]
+    records = read_manifest(Path(folder)).records
+    return (
+        f"{kinds['len'].sum()} of {records} records have no prediction, and their rows a reason: "
+        + "; ".join(said)
+    )
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from core.jobs import provenance, tracking
-from core.jobs.cli import job
-from core.jobs.errors import DataError, UsageError
+from core.jobs.cli import check, job
+from core.jobs.errors import DataError, UsageError, UserError
 from core.jobs.files import replacing
 from core.jobs.signals import Interrupted
 
@@ -46,15 +46,16 @@ def run_study(
     Columns: the labels, the test metrics without ``test/``, ``seconds`` of fit and test, ``run_id``
     of the test. The table and the figure that ``draw`` makes of it are artifacts of a run in
     the experiment ``<domain>/<name>``; the trials' runs are its children. Raises UsageError for a
-    table of other labels.
+    table of other labels, and what ends any trial before its run begins, before the first one.
     """
     done = _read(table, trials)
+    _check(domain, [t for t in trials if done is None or done.filter(_is(t)).is_empty()])
+    table.parent.mkdir(parents=True, exist_ok=True)
     with parent_run(domain, name) as log:
         for number, trial in enumerate(trials, start=1):
             if done is not None and not done.filter(_is(trial)).is_empty():
                 continue
-            said = ", ".join(f"{key} {value}" for key, value in trial.labels.items())
-            sys.stderr.write(f"{name} {number}/{len(trials)}: {said}\n")
+            sys.stderr.write(f"{name} {number}/{len(trials)}: {_said(trial)}\n")
             row = pl.DataFrame([_run(domain, trial)])
             done = row if done is None else pl.concat([done, row], how="diagonal_relaxed")
             with replacing(table) as part:
@@ -62,6 +63,34 @@ def run_study(
         assert done is not None
         log(table, draw(done))
     return done
+
+
+def _check(domain: str, trials: Sequence[Trial]) -> None:
+    """Raises what would end a trial before its run begins. Seeds change nothing of that."""
+    checked = set()
+    for trial in trials:
+        arguments = _without_seed(trial.arguments)
+        if (arguments, trial.train) in checked:
+            continue
+        checked.add((arguments, trial.train))
+        commands = ("fit", "test") if trial.train else ("test",)
+        try:
+            check(domain, [commands[0], *trial.arguments], commands)
+        except UserError as error:
+            raise type(error)(f"{_said(trial)}: {error}") from error
+
+
+def _without_seed(arguments: Sequence[str]) -> tuple[str, ...]:
+    before = ("", *arguments[:-1])
+    return tuple(
+        word
+        for word, left in zip(arguments, before, strict=True)
+        if "--seed_everything" not in (word, left)
+    )
+
+
+def _said(trial: Trial) -> str:
+    return ", ".join(f"{key} {value}" for key, value in trial.labels.items())
 
 
 def _is(trial: Trial) -> pl.Expr:
@@ -72,7 +101,6 @@ def _read(table: Path, trials: Sequence[Trial]) -> pl.DataFrame | None:
     if not trials:
         raise UsageError("there is nothing to run")
     if not table.exists():
-        table.parent.mkdir(parents=True, exist_ok=True)
         return None
     try:
         done = pl.read_csv(table)

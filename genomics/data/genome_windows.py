@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
@@ -69,6 +69,10 @@ class GenomeWindows(LightningDataModule):
         self.tokenizer = NucleotideTokenizer(soft_masked=soft_masked)
         self._texts = {"train": train, "val": val, "test": test or []}
         self.regions: dict[str, list[Region]] = {}
+
+    def check_input(self, stage: str, task: LightningModule) -> None:
+        """As of ``RecordDataModule``: what is wrong with the files is said before a run begins."""
+        self.setup(stage)
 
     def setup(self, stage: str) -> None:
         if self.regions:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
+from lightning.pytorch import LightningModule
 from torch.utils.data import DataLoader, Dataset
 
 from core.jobs.data import Record, RecordDataModule, SkipRecord
@@ -43,6 +44,11 @@ class LabelledExamples(RecordDataModule):
     def read_splits(self, stage: str) -> dict[str, list[Example]]:
         """The examples of train, val and test; UsageError if no file was named for ``stage``."""
         raise NotImplementedError
+
+    def check_input(self, stage: str, task: LightningModule) -> None:
+        if stage != "predict":
+            self.setup(stage)
+            self.split({"fit": "train", "validate": "val"}.get(stage, stage))
 
     def setup(self, stage: str) -> None:
         if stage != "predict" and not self.splits:

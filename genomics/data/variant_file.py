@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 
 from core.jobs.data import Record, RecordDataModule, SkipRecord
@@ -69,6 +70,9 @@ class VariantFile(RecordDataModule):
     @cached_property
     def genome(self) -> Genome:
         return Genome(self.fasta)
+
+    def check_input(self, stage: str, task: LightningModule) -> None:
+        self.genome.lengths  # noqa: B018  # reads the file
 
     def predict_records(self) -> Sequence[Record]:
         if self.vcf is None:

@@ -423,6 +423,8 @@ def test_good_data_is_predicted(server: Server, folder: Path, run: str) -> None:
     out = ("--predictions.path", str(folder / "again"))
     code, output = predict(server, folder, run, *out)
     assert code == 0, output
+    said = "warning: 1 of 2 records have no prediction, and their rows a reason: series 'new' was"
+    assert [line for line in output.splitlines() if line.startswith(said)], output
     rows = load_predictions(folder / "again").collect()
     assert rows["series"].to_list() == ["a"] * 6 + [None]
     assert rows["stamp"][0] == pl.Series(["2024-01-02 00:00"]).str.to_datetime()[0]

@@ -239,6 +239,18 @@ def test_a_span_without_hidden_values_names_the_file(
     assert not (tmp_path / "rows").exists()
 
 
+def test_windows_of_another_length_than_in_training_are_refused(
+    server: Server, folder: str, tmp_path: Path
+) -> None:
+    given = ("predict", "--ckpt_path", folder, "--predictions.path", str(tmp_path / "rows"))
+    given = (*given, f"{DATA}.tiling.length", "36", "--tracking.root", str(tmp_path / "runs"))
+    code, said = server.run(*given)
+    assert code == 2, said
+    (line,) = said.splitlines()
+    assert "data.tiling.length is 36, and the model was trained with 48; give that" in line
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [

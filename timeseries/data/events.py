@@ -243,9 +243,8 @@ class EventSequences(RecordDataModule):
         return {"types": len(self._all_types())}
 
     def check_input(self, stage: str, task: LightningModule) -> None:
-        self.setup(stage)
-        if stage == "predict":
-            self.predict_records()
+        if stage != "predict":
+            self.setup(stage)
 
     def setup(self, stage: str) -> None:
         if self.types is None:

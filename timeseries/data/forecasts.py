@@ -21,7 +21,7 @@ from timeseries.data.covariates import Covariates, static_columns
 from timeseries.data.protocol import Protocol, check_length
 from timeseries.data.series import Policies, Series, read_series
 from timeseries.data.streaming import stream_series, streams
-from timeseries.data.windows import Fitted, ForecastRecords, Windows, fit
+from timeseries.data.windows import Fitted, ForecastRecords, Windows, check_horizon, fit
 
 
 class ForecastWindows(RecordDataModule):
@@ -140,17 +140,19 @@ class ForecastWindows(RecordDataModule):
         }
 
     def check_input(self, stage: str, task: LightningModule) -> None:
+        self.protocol.check()
+        if self.fitted is not None:
+            self.fitted.check_protocol(self.protocol, "data.protocol")
+        check_horizon(getattr(task, "horizon", None), self.protocol.horizon)
         self._check_reads_time(task)
         if stage == "predict":
-            self.setup(stage)
-            self.predict_records()
             return
         path = self._required_path(stage)
         series = self.series(path)
         if self.fitted is not None:
             self._check(series, path)
         for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]:
-            self._check_room(series, split)
+            self._check_room(series, split, path)
 
     def setup(self, stage: str) -> None:
         if self.trainer is not None:
@@ -190,13 +192,13 @@ class ForecastWindows(RecordDataModule):
         assert self.path is not None
         assert self.fitted is not None
         series = self.series(self.path)
-        self._check_room(series, split)
+        self._check_room(series, split, self.path)
         return Windows(series, self.fitted, self.protocol, split)
 
-    def _check_room(self, series: Sequence[Series], split: str) -> None:
+    def _check_room(self, series: Sequence[Series], split: str, path: Path) -> None:
         if not any(self.protocol.origins(one, split) for one in series):
             raise DataError(
-                f"{self.path}: the {split} span has no room for a horizon of "
+                f"{path}: the {split} span has no room for a horizon of "
                 f"{self.protocol.horizon}; move the borders in data.protocol"
             )
 
@@ -243,6 +245,7 @@ class ForecastWindows(RecordDataModule):
             origins = [range(len(one), len(one) + 1) for one in series]
         else:
             series = self.series(path)
+            self._check_room(series, self.origins, path)
             origins = [self.protocol.origins(one, self.origins) for one in series]
         self._check(series, path)
         return ForecastRecords(series, origins, self.protocol)

@@ -100,9 +100,8 @@ class LabelledSeriesData(RecordDataModule):
         self.splits: dict[str, list[LabelledSeries]] = {}
 
     def check_input(self, stage: str, task: LightningModule) -> None:
-        self.setup(stage)
-        if stage == "predict":
-            self.predict_records()
+        if stage != "predict":
+            self.setup(stage)
 
     def setup(self, stage: str) -> None:
         if stage == "predict" and self.predict_path is not None and self.fitted is not None:

@@ -154,13 +154,13 @@ class TiledSeries(RecordDataModule):
         }
 
     def check_input(self, stage: str, task: LightningModule) -> None:
+        if self.fitted is not None:
+            self.fitted.check_protocol(self.tiling, "data.tiling")
         check = getattr(task, "check_data", None)  # of tasks whose settings depend on the data
         if callable(check):
             check(stage, self)
-        self.setup(stage)
-        if stage == "predict":
-            self.predict_records()
-        else:
+        if stage != "predict":
+            self.setup(stage)
             self._some_records("test" if stage == "test" else "val")
 
     def setup(self, stage: str) -> None:

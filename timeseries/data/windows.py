@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from core.jobs.errors import DataError
+from core.jobs.errors import DataError, UsageError
 from timeseries.data import calendar
 from timeseries.data.covariates import Covariates, FittedCovariates, moments, static_columns
 from timeseries.data.protocol import Protocol, Tiling
@@ -57,11 +57,13 @@ class Fitted:
     frequency: str | None
     scales: dict[str, Scale] = field(default_factory=dict)
     covariates: FittedCovariates = field(default_factory=FittedCovariates)
+    protocol: dict[str, Any] = field(default_factory=dict)  # what of it a model is built for
 
     def plain(self) -> dict[str, Any]:
         """As lists and strings, for a checkpoint or JSON."""
         scales = {n: {k: v.tolist() for k, v in vars(s).items()} for n, s in self.scales.items()}
         plain = {"channels": list(self.channels), "frequency": self.frequency, "scales": scales}
+        plain["protocol"] = self.protocol
         if self.covariates.columns:
             plain["covariates"] = self.covariates.plain()
         return plain
@@ -73,6 +75,7 @@ class Fitted:
             for name, scale in plain["scales"].items()
         }
         found = cls(tuple(plain["channels"]), plain["frequency"], scales)
+        found.protocol = dict(plain.get("protocol", {}))  # older checkpoints have none
         if "covariates" in plain:
             found.covariates = FittedCovariates.from_plain(plain["covariates"])
         return found
@@ -100,6 +103,31 @@ class Fitted:
                     f"trained on {_steps(self.frequency)}; bring the table to these"
                 )
 
+    def check_protocol(self, protocol: Protocol | Tiling, section: str) -> None:
+        """Raises UsageError for a look-back, horizon, length or scale that training had not;
+        ``section`` names the protocol's settings."""
+        given = _settled(protocol)
+        for key, trained in self.protocol.items():
+            if given.get(key) != trained:
+                raise UsageError(
+                    f"{section}.{key} is {given.get(key)}, and the model was trained with "
+                    f"{trained}; give that, or train another"
+                )
+
+
+def check_horizon(model: int | None, given: int) -> None:
+    """Raises UsageError for another horizon than a model's; None is a model without one."""
+    if model is not None and model != given:
+        raise UsageError(
+            f"the model forecasts {model} steps and data.protocol.horizon is {given}; "
+            "give the horizon that it was trained with"
+        )
+
+
+def _settled(protocol: Protocol | Tiling) -> dict[str, Any]:
+    names = ("lookback", "horizon", "length", "scale")
+    return {key: value for key, value in vars(protocol).items() if key in names}
+
 
 def _steps(frequency: str | None) -> str:
     return "numbered rows" if frequency is None else f"steps of {frequency}"
@@ -110,7 +138,7 @@ def fit(
 ) -> Fitted:
     """Scales from the training spans alone, those of the covariates ``columns`` as well."""
     season = calendar.season(series[0].frequency)
-    fitted = Fitted(series[0].channels, series[0].frequency)
+    fitted = Fitted(series[0].channels, series[0].frequency, protocol=_settled(protocol))
     if columns:
         fitted.covariates = _fit_covariates(series, protocol, columns)
     for one in series:

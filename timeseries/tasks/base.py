@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from core.jobs.errors import UsageError
 from core.jobs.optim import Optimisation, adamw
 from core.jobs.tracking import log_figure, log_table
-from timeseries.data.windows import Windows
+from timeseries.data.windows import Windows, check_horizon
 from timeseries.tasks.errors import (
     Coverage,
     ForecastErrors,
@@ -77,12 +77,7 @@ class ForecastTask(L.LightningModule):
 
     def raw(self, batch: dict[str, Any]) -> Tensor:
         """What the model gives. Raises UsageError for another horizon than its own."""
-        steps = batch["future_time"].shape[1]
-        if steps != self.horizon:
-            raise UsageError(
-                f"the model forecasts {self.horizon} steps and data.protocol.horizon is {steps}; "
-                "give the horizon that it was trained with"
-            )
+        check_horizon(self.horizon, batch["future_time"].shape[1])
         return self.model(batch["past"], batch["past_time"], batch["future_time"]).float()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:

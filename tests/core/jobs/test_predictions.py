@@ -23,7 +23,7 @@ from toy_predict import ToyData, ToyTask, toy_trainer, write_input
 from core.jobs import shards
 from core.jobs.errors import DataError, UsageError, UserError
 from core.jobs.predictions import PredictionConfig, predict
-from core.jobs.shards import load_predictions
+from core.jobs.shards import load_predictions, unpredicted
 
 # Lightning 2.6 uses a name of torch.utils that torch 2.15 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")
@@ -407,9 +407,43 @@ def test_failed_export_leaves_no_file(tmp_path: Path) -> None:
     assert sorted(f.name for f in tmp_path.iterdir()) == ["in.txt", "out"]
 
 
-def test_limited_batches_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("batches", [1, 2, 0.5])
+def test_limited_batches_are_refused(tmp_path: Path, batches: float) -> None:
     with pytest.raises(UsageError, match="leave records out"):
-        Job(tmp_path, 25)(limit_predict_batches=2)
+        Job(tmp_path, 25)(limit_predict_batches=batches)
+
+
+def test_an_export_into_no_folder_is_refused_before_any_work(tmp_path: Path) -> None:
+    job, task = Job(tmp_path, 25), ToyTask()
+    with pytest.raises(UsageError, match=r"none/scores.txt: give a file in a folder that exists"):
+        job(task, export=tmp_path / "none" / "scores.txt")
+    assert task.seen == 0
+    assert not job.out.exists()
+
+
+def test_records_without_prediction_are_counted_by_reason(tmp_path: Path) -> None:
+    job = Job(tmp_path, 25)
+    job()
+    assert unpredicted(job.out) is None
+    reasons = {2: "no", 3: "'a' is 1 long", 14: "'b' is 2 long", 20: "so", 21: "so", 22: "so"}
+    folder = tmp_path / "reasons"
+    folder.mkdir()
+    job = Job(folder, 25, reasons=reasons)
+    job()
+    assert unpredicted(job.out) == (
+        "6 of 25 records have no prediction, and their rows a reason: "
+        "so (3); 'a' is 1 long (2); no (1)"
+    )
+
+
+def test_rare_reasons_are_counted_together(tmp_path: Path) -> None:
+    names = "abcdefgh"
+    job = Job(tmp_path, 10, reasons=dict(enumerate(names)) | {8: "a", 9: "h"})
+    job()
+    assert unpredicted(job.out) == (
+        "10 of 10 records have no prediction, and their rows a reason: "
+        "a (2); h (2); b (1); c (1); d (1); 3 other reasons (3)"
+    )
     with pytest.raises(UsageError, match="rows_per_shard is 0"):
         Job(tmp_path, 25, rows_per_shard=0)()
 
