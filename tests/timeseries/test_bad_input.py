@@ -4,9 +4,11 @@ no output at all."""
 from __future__ import annotations
 
 import gzip
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import mlflow
 import polars as pl
 import pytest
 import yaml
@@ -470,3 +472,40 @@ def test_borders_may_be_stamps(server: Server, folder: Path, kind: str) -> None:
     assert {key: str(kept[key]) for key in borders} == borders
     code, output = server.run("test", "--ckpt_path", run, *tracking(server, folder))
     assert code == 0, output
+
+
+# Of mlflow's own use of sqlalchemy.
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")
+def test_repairs_are_said_once_and_kept_with_the_run(server: Server, folder: Path) -> None:
+    changed((5, f"a,{HOURS[4]},"), (9, ""), (10, ""), (130, f"b,{HOURS[9]},"))(folder / "x.csv")
+    uri = f"sqlite:///{server.folder / 'mlflow.db'}"
+    filled = [f"{DATA}.policies.missing", "previous", f"{DATA}.policies.gaps", "linear"]
+    code, output = fit(server, folder, *filled)
+    assert code == 0, output
+    said = [line for line in output.splitlines() if "x.csv: " in line]
+    assert said == [
+        f"warning: {folder / 'x.csv'}: {what}"
+        for what in (
+            "missing stamps: 2, first at row 9 of 'a'; data.policies.gaps: linear",
+            "empty values: 2 (y 2), first at row 5, 128 of 'a', 'b'; "
+            "data.policies.missing: previous",
+        )
+    ]
+    kept = output.split("run folder: ")[1].split("\n")[0]
+    run = json.loads((Path(kept) / "run.json").read_text())["run_id"]
+    client = mlflow.MlflowClient(uri)
+    tags = client.get_run(run).data.tags
+    assert tags["data.repairs"] == "gaps: linear 2; missing: previous 2"
+    manifest = json.loads(Path(client.download_artifacts(run, "data/manifest.json")).read_text())
+    (entry,) = manifest["files"]
+    assert entry["repairs"] == [
+        {
+            **{"policy": "gaps", "how": "linear", "count": 2, "rows": [9]},
+            **{"series": 1, "columns": {}},
+        },
+        {
+            **{"policy": "missing", "how": "previous", "count": 2, "rows": [5, 128]},
+            **{"series": 2, "columns": {"y": 2}},
+        },
+    ]
+    assert str(folder) not in json.dumps(manifest)

@@ -19,6 +19,7 @@ from core.jobs.shards import load_predictions
 from timeseries.data import calendar
 from timeseries.data.covariates import Covariates, static_columns
 from timeseries.data.protocol import Protocol, check_length
+from timeseries.data.repairs import Repairs
 from timeseries.data.series import Policies, Series, read_series
 from timeseries.data.streaming import stream_series, streams
 from timeseries.data.windows import Fitted, ForecastRecords, Windows, fit
@@ -94,6 +95,7 @@ class ForecastWindows(RecordDataModule):
         self.origins = origins
         self.fitted: Fitted | None = None
         self.kept: dict[Path, list[Series]] = {}
+        self.repaired: dict[Path, Repairs] = {}
 
     def series(self, path: Path) -> list[Series]:
         """The series of a table that have room for a window."""
@@ -112,8 +114,9 @@ class ForecastWindows(RecordDataModule):
             if targets is None and self.fitted is not None:
                 targets = list(self.fitted.channels)
             read = stream_series if streams(path) else read_series
+            repairs = self.repaired[path] = Repairs()
             self.kept[path] = read(
-                path, time, name, targets, self.policies, self.frequency, self.covariates
+                path, time, name, targets, self.policies, self.frequency, self.covariates, repairs
             )
         return self.kept[path]
 
@@ -328,6 +331,9 @@ class ForecastWindows(RecordDataModule):
 
     def digest_files(self) -> list[Path]:
         return [p for p in (self.path, self.predict_path) if p is not None and p.is_file()]
+
+    def repairs(self) -> dict[Path, list[dict[str, Any]]]:
+        return {path: repairs.record() for path, repairs in self.repaired.items()}
 
     def export(self, dataset: Path, target: Path) -> None:
         rows = load_predictions(dataset)

@@ -14,13 +14,22 @@ from numpy.typing import NDArray
 from core.jobs.errors import DataError, UsageError
 from core.jobs.tables import read_table
 from timeseries.data.calendar import grid, infer_frequency, most_common, normal, places
-from timeseries.data.columns import check_static, numbers_of, refuse, stamps_of, static_values
+from timeseries.data.columns import (
+    check_static,
+    numbers_of,
+    offsets_of,
+    refuse,
+    stamps_of,
+    static_values,
+)
 from timeseries.data.covariates import Covariates, Value
+from timeseries.data.repairs import Repairs
 
 
 @dataclass
 class Policies:
-    """What becomes of rows that are not as they should be; ``fail`` names the first of them.
+    """What becomes of rows that are not as they should be; ``fail`` names the first of them, and
+    whatever else changes rows is said in a warning and kept in the run's record.
 
     ``unsorted``: stamps that go back. ``duplicates``: one stamp twice in a series. ``gaps``: stamps
     missing from the grid; ``previous`` and ``linear`` fill them. ``missing``: empty values, filled
@@ -65,7 +74,8 @@ class Series:
 class Rows:
     """Rows, series by series: ``number`` in the file, from 1; ``which`` of the ``names``;
     ``stamp``; ``values`` (rows, columns), not a number where missing: ``channels``, then covariates
-    that are ``known``, then those observed. ``static`` values by series."""
+    that are ``known``, then those observed. ``static`` values by series. ``repairs`` collects what
+    the rules change."""
 
     path: Path
     names: list[str]
@@ -76,6 +86,7 @@ class Rows:
     values: NDArray[np.float64]
     covariates: Covariates = field(default_factory=Covariates)
     static: list[tuple[Value, ...]] = field(default_factory=list)
+    repairs: Repairs = field(default_factory=Repairs)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -108,6 +119,17 @@ class Rows:
     def refuse(self, bad: NDArray[np.bool_], say: Callable[[int], str]) -> None:
         refuse(self.path, self.number, bad, lambda i: f"{self.names[self.which[i]]!r}: {say(i)}")
 
+    def repaired(
+        self, policy: str, how: str, rows: NDArray[np.bool_], cells: NDArray[np.bool_] | None = None
+    ) -> None:
+        """Note that ``rows`` were changed, or of them the ``cells`` (rows, columns)."""
+        columns = None
+        if cells is not None:
+            counts = zip(self.columns, cells.sum(0).tolist(), strict=True)
+            columns = {name: count for name, count in counts if count}
+        series = [self.names[i] for i in np.unique(self.which[rows])]
+        self.repairs.add(policy, how, self.number[rows], series, columns)
+
     def shown(self, i: int) -> str:
         return str(self.stamp[i].item())
 
@@ -125,6 +147,7 @@ def read_series(
     policies: Policies = Policies(),  # noqa: B008  # read only
     frequency: str | None = None,
     covariates: Covariates = Covariates(),  # noqa: B008  # read only
+    repairs: Repairs | None = None,
 ) -> list[Series]:
     """Every series of a CSV, TSV or Parquet table, in the order of the file.
 
@@ -134,7 +157,8 @@ def read_series(
     that step by 1; those with an offset are turned into UTC. With ``time`` None the rows of a
     series are numbered from 1. ``frequency`` is inferred where it is not given. Rows behind the
     last target of a series are its future if ``covariates`` has known columns; the rules hold for
-    covariates as for targets, but nothing fills a known one there.
+    covariates as for targets, but nothing fills a known one there. What the ``policies`` change is
+    said in a RepairWarning each, and added to ``repairs``.
 
     Raises DataError with the row's number, counted from 1 without the header, where a rule of
     ``policies`` is broken or a stamp lies off the grid; UsageError if no target is named or found,
@@ -145,13 +169,20 @@ def read_series(
     table = read_table(path, [column for column in named if column is not None])
     targets = target_columns(path, table.columns, time, series, targets, covariates)
     rows = _grouped(table, path, time, series, targets, covariates)
+    if repairs is not None:
+        rows.repairs = repairs
+    if time is not None:
+        away = np.flatnonzero(offsets_of(table[time])) + 1
+        rows.repairs.add("offset", "UTC", away, ())
     del table
     for rule in RULES:
         rows = rule(rows, policies)
     ends = np.flatnonzero(np.diff(rows.which, append=-1)) + 1
     parts = [rows.take(slice(*ab)) for ab in zip([0, *ends[:-1]], ends, strict=True)]
     step = common_frequency(parts, step)
-    return [regular(part, step, policies) for part in parts]
+    found = [regular(part, step, policies) for part in parts]
+    rows.repairs.say(path)
+    return found
 
 
 def target_columns(
@@ -242,6 +273,7 @@ def _sorted(rows: Rows, policies: Policies) -> Rows:
     if policies.unsorted == "fail":
         what = "goes back; sort the file, or set data.policies.unsorted"
         rows.refuse(back, lambda i: f"stamp {rows.shown(i)} {what}")
+    rows.repaired("unsorted", policies.unsorted, back)
     return rows.take(np.lexsort((rows.stamp, rows.which))) if back.any() else rows
 
 
@@ -253,6 +285,7 @@ def _without_duplicates(rows: Rows, policies: Policies) -> Rows:
     if policies.duplicates == "fail":
         what = "stands there twice; set data.policies.duplicates"
         rows.refuse(again, lambda i: f"stamp {rows.shown(i)} {what}")
+    rows.repaired("duplicates", policies.duplicates, again)
     if policies.duplicates == "last":
         return rows.take(~np.append(again[1:], False))
     first = rows.take(~again)
@@ -341,11 +374,13 @@ def regular(rows: Rows, step: str | None, policies: Policies) -> Series:
     rows = _without_gaps(rows, place, step, policies) if place[-1] >= len(place) else rows
     past = rows.take(slice(end))
     # with "fail" what is still empty is a gap that was kept
-    if policies.missing not in ("fail", "keep") and np.isnan(past.values).any():
-        for channel in past.values.T:
-            _fill(channel, np.isnan(channel), policies.missing)
+    filled = policies.missing not in ("fail", "keep")
+    if filled and (empty := np.isnan(past.values)).any():
+        for channel, holes in zip(past.values.T, empty.T, strict=True):
+            _fill(channel, holes, policies.missing)
         every = np.ones(end, bool)
         _refuse_missing(past, "nothing to fill {channel} with at {stamp}", every)
+        past.repaired("missing", policies.missing, np.logical_or.reduce(empty, axis=1), empty)
     first, second = len(rows.channels), len(rows.channels) + len(rows.covariates.known)
     return Series(
         rows.name,
@@ -384,7 +419,10 @@ def _without_gaps(
     # a row that was not there goes by the number of the next one that was
     number = rows.number[np.searchsorted(place, np.arange(length))]
     which = np.full(length, rows.which[0])
-    return replace(rows, number=number, which=which, stamp=stamps, values=values)
+    whole = replace(rows, number=number, which=which, stamp=stamps, values=values)
+    if policies.gaps != "keep":
+        whole.repaired("gaps", policies.gaps, gap)
+    return whole
 
 
 def _fill(values: NDArray[np.float64], holes: NDArray[np.bool_], how: str) -> None:

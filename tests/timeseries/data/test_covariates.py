@@ -21,6 +21,8 @@ from timeseries.data.protocol import Protocol
 from timeseries.data.series import Policies, read_series
 from timeseries.models import Informer, TemporalFusionTransformer
 
+pytestmark = pytest.mark.filterwarnings("ignore::timeseries.data.repairs.RepairWarning")
+
 LOOKBACK, HORIZON = 8, 3
 PROTOCOL = Protocol(LOOKBACK, HORIZON)
 KINDS: dict[str, Any] = {

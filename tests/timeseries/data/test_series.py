@@ -20,6 +20,7 @@ from numpy.testing import assert_array_equal
 from core.jobs.errors import DataError, UsageError
 from timeseries.data.series import Policies, Series, read_series
 
+pytestmark = pytest.mark.filterwarnings("ignore::timeseries.data.repairs.RepairWarning")
 Fill = Literal["previous", "linear"]
 
 LONG = "unique_id,ds,y\n"

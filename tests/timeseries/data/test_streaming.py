@@ -19,8 +19,10 @@ from timeseries.data import streaming
 from timeseries.data.covariates import Covariates
 from timeseries.data.forecasts import ForecastWindows
 from timeseries.data.protocol import Protocol
+from timeseries.data.repairs import Repairs
 from timeseries.data.series import Policies, Series, read_series
 
+pytestmark = pytest.mark.filterwarnings("ignore::timeseries.data.repairs.RepairWarning")
 COVARIATES = Covariates(("price",), ("rain",), ("kind", "size"))
 FILL = Policies("sort", "mean", "linear", "previous")
 
@@ -83,11 +85,16 @@ def both(path: Path, **options: Any) -> tuple[Any, Any]:
         **options,
     }
     found: list[Any] = []
-    for read in (read_series, streaming.stream_series):
+    repairs: list[Any] = []
+    # the second time out of the cache
+    for read in (read_series, streaming.stream_series, streaming.stream_series):
+        heard = Repairs()
         try:
-            found.append(read(path, **given))
+            found.append(read(path, **given, repairs=heard))
+            repairs.append(heard.plain())
         except UserError as error:
             found.append((type(error).__bases__[0], error.code, str(error)))
+    assert all(heard == repairs[0] for heard in repairs)
     return found[0], found[1]
 
 
