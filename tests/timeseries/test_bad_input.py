@@ -285,7 +285,7 @@ COVARIATE_FLAWS = {
     "no price before": (
         with_price(7, ""),
         COVARIATES,
-        " row 7: 'a': no price at 2024-01-01 06:00:00; set data.policies.missing",
+        " row 7: 'a': no price at 2024-01-01 06:00:00; give it, as it is known ahead, or set",
     ),
     "known column missing": (
         [",".join(row.split(",")[:3] + row.split(",")[4:]) for row in COVARIATE_TABLE],
@@ -328,11 +328,14 @@ def test_bad_covariates(
     nothing_left(folder)
 
 
-@pytest.mark.parametrize("flaw", ["price not a number ahead", "infinite price ahead"])
+@pytest.mark.parametrize(
+    "flaw", ["price not a number ahead", "infinite price ahead", "no price before"]
+)
 def test_bad_covariates_are_not_trained_on(server: Server, folder: Path, flaw: str) -> None:
     rows, header, message = COVARIATE_FLAWS[flaw]
     (folder / "x.csv").write_text(table(rows, header))
     informer = ["--model.init_args.model", "timeseries.models.Informer"]
+    informer += [f"{DATA}.policies.missing", "previous"]  # of targets
     code, output = fit(server, folder, *COVARIATE_KEYS, *informer)
     assert code == 3, output
     assert f"{folder / 'x.csv'}{message}" in one_error(output)

@@ -18,6 +18,7 @@ _WHAT = {
     "duplicates": "stamps that stand there twice",
     "gaps": "missing stamps",
     "missing": "empty values",
+    "known": "empty values of known covariates",
 }
 _ROWS, _NAMES = 5, 3  # shown of each kind
 _said: set[str] = set()

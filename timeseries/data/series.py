@@ -35,7 +35,9 @@ class Policies:
     missing from the grid; ``previous`` and ``linear`` fill them. ``missing``: empty values, filled
     alike; ``linear`` looks at the value that comes next, which a forecast would not know yet.
     ``keep`` leaves them empty, for tasks that fill them in or pass over them; gaps so kept are
-    rows of empty values, which ``missing`` fills if it fills any.
+    rows of empty values, which ``missing`` fills if it fills any. ``known``: no value of a
+    covariate that is known for the future, in a row that stands there or in a gap; after the last
+    target that always fails.
     ``short``: series without room for one window; a forecast needs room for its look-back only.
     Infinite values, stamps off the grid and unreadable cells always fail.
     """
@@ -44,6 +46,7 @@ class Policies:
     duplicates: Literal["fail", "first", "last", "mean"] = "fail"
     gaps: Literal["fail", "previous", "linear", "keep"] = "fail"
     missing: Literal["fail", "previous", "linear", "keep"] = "fail"
+    known: Literal["fail", "previous", "linear"] = "fail"
     short: Literal["fail", "skip"] = "fail"
 
 
@@ -91,6 +94,10 @@ class Rows:
     @property
     def columns(self) -> tuple[str, ...]:
         return self.channels + self.covariates.known + self.covariates.observed
+
+    def known(self) -> NDArray[np.bool_]:
+        """Of each column, whether it is a covariate known for the future too."""
+        return np.array([name in self.covariates.known for name in self.columns])
 
     def ahead(self) -> NDArray[np.bool_]:
         """Rows after the last target of their series, which only known covariates may have."""
@@ -157,7 +164,7 @@ def read_series(
     that step by 1; those with an offset are turned into UTC. With ``time`` None the rows of a
     series are numbered from 1. ``frequency`` is inferred where it is not given. Rows behind the
     last target of a series are its future if ``covariates`` has known columns; the rules hold for
-    covariates as for targets, but nothing fills a known one there. What the ``policies`` change is
+    observed covariates as for targets. What the ``policies`` change is
     said in a RepairWarning each, and added to ``repairs``.
 
     Raises DataError with the row's number, counted from 1 without the header, where a rule of
@@ -298,16 +305,13 @@ def _without_duplicates(rows: Rows, policies: Policies) -> Rows:
     return first
 
 
-def _refuse_missing(rows: Rows, what: str, among: NDArray[np.bool_]) -> None:
-    """For rows ``among`` which there must be a number in every cell; of those after the last
-    target, in every known covariate."""
-    missing = np.isnan(rows.values) & among[:, None]
+def _refuse_missing(
+    rows: Rows, what: str, among: NDArray[np.bool_], columns: NDArray[np.bool_]
+) -> None:
+    """For rows ``among`` which there must be a number in every one of the ``columns``."""
+    missing = np.isnan(rows.values) & among[:, None] & columns
     if not missing.any():
         return
-    count = len(rows.channels), len(rows.covariates.known)
-    other = np.ones(missing.shape[1], bool)
-    other[count[0] : sum(count)] = False
-    missing[np.ix_(rows.ahead(), other)] = False
 
     def say(i: int) -> str:
         return what.format(channel=rows.columns[missing[i].argmax()], stamp=rows.shown(i))
@@ -316,20 +320,30 @@ def _refuse_missing(rows: Rows, what: str, among: NDArray[np.bool_]) -> None:
     rows.refuse(somewhere, say)
 
 
+_AHEAD = "no {channel} at {stamp}, after the last target; give every known covariate there"
+_KNOWN = "no {channel} at {stamp}; give it, as it is known ahead, or set data.policies.known"
+
+
 def _complete_ahead(rows: Rows, policies: Policies) -> Rows:
-    what = "no {channel} at {stamp}, after the last target; give every known covariate there"
-    _refuse_missing(rows, what, rows.ahead())
+    _refuse_missing(rows, _AHEAD, rows.ahead(), rows.known())
+    return rows
+
+
+def _complete_known(rows: Rows, policies: Policies) -> Rows:
+    if policies.known == "fail":
+        _refuse_missing(rows, _KNOWN, ~rows.ahead(), rows.known())
     return rows
 
 
 def _complete(rows: Rows, policies: Policies) -> Rows:
     if policies.missing == "fail":
-        _refuse_missing(rows, "no {channel} at {stamp}; set data.policies.missing", ~rows.ahead())
+        what = "no {channel} at {stamp}; set data.policies.missing"
+        _refuse_missing(rows, what, ~rows.ahead(), ~rows.known())
     return rows
 
 
 # in their order: what one refuses, the next does not see
-RULES = (_sorted, _without_duplicates, _complete_ahead, _complete)
+RULES = (_sorted, _without_duplicates, _complete_ahead, _complete_known, _complete)
 
 
 def common_frequency(parts: Iterable[Rows], given: str | None) -> str | None:
@@ -372,14 +386,15 @@ def regular(rows: Rows, step: str | None, policies: Policies) -> Series:
         rows.refuse(place < 0, lambda i: f"stamp {rows.shown(i)} {what}")
     end = int(place[~rows.ahead()][-1]) + 1  # behind it nothing is known of the targets
     rows = _without_gaps(rows, place, step, policies) if place[-1] >= len(place) else rows
+    _fill_known(rows, end, policies)
     past = rows.take(slice(end))
     # with "fail" what is still empty is a gap that was kept
     filled = policies.missing not in ("fail", "keep")
     if filled and (empty := np.isnan(past.values)).any():
         for channel, holes in zip(past.values.T, empty.T, strict=True):
             _fill(channel, holes, policies.missing)
-        every = np.ones(end, bool)
-        _refuse_missing(past, "nothing to fill {channel} with at {stamp}", every)
+        every, what = np.ones(end, bool), "nothing to fill {channel} with at {stamp}"
+        _refuse_missing(past, what, every, ~rows.known())
         past.repaired("missing", policies.missing, np.logical_or.reduce(empty, axis=1), empty)
     first, second = len(rows.channels), len(rows.channels) + len(rows.covariates.known)
     return Series(
@@ -392,6 +407,21 @@ def regular(rows: Rows, step: str | None, policies: Policies) -> Series:
         past.values[:, second:],
         rows.static[rows.which[0]],
     )
+
+
+def _fill_known(rows: Rows, end: int, policies: Policies) -> None:
+    """In place, up to row ``end``, behind the last target; what is known later is not made up."""
+    if not rows.covariates.known or not (empty := np.isnan(rows.values) & rows.known()).any():
+        return
+    past, what = np.arange(len(empty)) < end, _KNOWN
+    empty[end:] = False
+    if policies.known != "fail":
+        what = "nothing to fill {channel} with at {stamp}"
+        for i in np.flatnonzero(rows.known()):
+            _fill(rows.values[:, i], empty[:, i], policies.known)
+        rows.repaired("known", policies.known, np.logical_or.reduce(empty, axis=1), empty)
+    _refuse_missing(rows, _AHEAD, ~past, rows.known())
+    _refuse_missing(rows, what, past, rows.known())
 
 
 def _without_gaps(
@@ -414,8 +444,8 @@ def _without_gaps(
     values = np.full((length, rows.values.shape[1]), np.nan)
     values[place] = rows.values
     if policies.gaps != "keep":
-        for channel in values.T:
-            _fill(channel, gap, policies.gaps)
+        for i in np.flatnonzero(~rows.known()):
+            _fill(values[:, i], gap, policies.gaps)
     # a row that was not there goes by the number of the next one that was
     number = rows.number[np.searchsorted(place, np.arange(length))]
     which = np.full(length, rows.which[0])

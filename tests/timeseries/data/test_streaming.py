@@ -24,7 +24,7 @@ from timeseries.data.series import Policies, Series, read_series
 
 pytestmark = pytest.mark.filterwarnings("ignore::timeseries.data.repairs.RepairWarning")
 COVARIATES = Covariates(("price",), ("rain",), ("kind", "size"))
-FILL = Policies("sort", "mean", "linear", "previous")
+FILL = Policies("sort", "mean", "linear", "previous", "linear")
 
 
 @pytest.fixture(autouse=True)
@@ -193,6 +193,15 @@ BAD: dict[str, tuple[pl.DataFrame, dict[str, Any]]] = {
     "static among interleaved": (cell(70, "size", 9)(interleaved()), {"covariates": COVARIATES}),
     "no static": (cell(70, "kind", None)(table()), {"covariates": COVARIATES}),
     "nothing to fill with": (cell(1, "y", None)(table()), {"policies": FILL}),
+    "price": (cell(20, "price", None)(table()), {"covariates": COVARIATES}),
+    "prices of two": (
+        cell(50, "price", None)(cell(20, "price", None)(interleaved())),
+        {"covariates": COVARIATES, "policies": Policies(missing="previous")},
+    ),
+    "price in a gap": (
+        table().filter(pl.int_range(pl.len()) != 60),
+        {"covariates": COVARIATES, "policies": Policies(gaps="previous")},
+    ),
     "future": (
         cell(40, "price", None)(cell(40, "y", None)(table())),
         {"covariates": COVARIATES},
