@@ -18,7 +18,12 @@ from core.jobs.loader import ResumableLoader
 from core.jobs.shards import load_predictions
 from timeseries.data import calendar
 from timeseries.data.covariates import Covariates, static_columns
-from timeseries.data.protocol import Protocol, check_length
+from timeseries.data.protocol import (
+    Protocol,
+    check_length,
+    check_training,
+    warn_of_borders_apart,
+)
 from timeseries.data.repairs import Repairs
 from timeseries.data.series import Policies, Series, read_series
 from timeseries.data.streaming import stream_series, streams
@@ -100,7 +105,8 @@ class ForecastWindows(RecordDataModule):
     def series(self, path: Path) -> list[Series]:
         """The series of a table that have room for a window."""
         skip = self.policies.short == "skip"
-        return check_length(self.all_series(path), self.protocol, path, skip)
+        found = check_length(self.all_series(path), self.protocol, path, skip)
+        return check_training(found, self.protocol, path, skip)
 
     def all_series(self, path: Path) -> list[Series]:
         """All series of a table; read once."""
@@ -152,6 +158,7 @@ class ForecastWindows(RecordDataModule):
         series = self.series(path)
         if self.fitted is not None:
             self._check(series, path)
+        warn_of_borders_apart(series, self.protocol, path)
         for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]:
             self._check_room(series, split)
 

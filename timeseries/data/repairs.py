@@ -28,6 +28,13 @@ class RepairWarning(UserWarning):
     """Rows of a file are not as they stand there."""
 
 
+def say_once(line: str, kind: type[Warning] = UserWarning) -> None:
+    """A warning that a process gives once, however often a command looks at its data."""
+    if line not in _said and getattr(rank_zero_only, "rank", 0) == 0:
+        _said.add(line)
+        warnings.warn(line, kind, stacklevel=4)
+
+
 @dataclass
 class Repair:
     """``count`` stamps or values that the policy ``how`` changed: ``rows`` of the file, the first
@@ -68,10 +75,7 @@ class Repairs:
     def say(self, path: Path) -> None:
         """A RepairWarning for each policy, once in a process however often the file is read."""
         for policy, repair in self.found.items():
-            line = f"{path}: {_line(policy, repair)}"
-            if line not in _said and getattr(rank_zero_only, "rank", 0) == 0:
-                _said.add(line)
-                warnings.warn(line, RepairWarning, stacklevel=3)
+            say_once(f"{path}: {_line(policy, repair)}", RepairWarning)
 
     def record(self) -> list[dict[str, Any]]:
         """For the run: no name of a series, which may be that of a person."""

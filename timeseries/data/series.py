@@ -38,7 +38,8 @@ class Policies:
     rows of empty values, which ``missing`` fills if it fills any. ``known``: no value of a
     covariate that is known for the future, in a row that stands there or in a gap; after the last
     target that always fails.
-    ``short``: series without room for one window; a forecast needs room for its look-back only.
+    ``short``: series without room for one window, or for one before the stamp at which training
+    ends; a forecast needs room for its look-back only.
     Infinite values, stamps off the grid and unreadable cells always fail.
     """
 

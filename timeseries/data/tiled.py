@@ -22,7 +22,7 @@ from core.jobs.shards import load_predictions
 from timeseries.data import calendar
 from timeseries.data.covariates import Covariates
 from timeseries.data.masks import Masks
-from timeseries.data.protocol import Tile, Tiling
+from timeseries.data.protocol import Tile, Tiling, warn_of_borders_apart
 from timeseries.data.repairs import Repairs
 from timeseries.data.series import Policies, Series, read_series
 from timeseries.data.streaming import stream_series, streams
@@ -164,6 +164,8 @@ class TiledSeries(RecordDataModule):
         if stage == "predict":
             self.predict_records()
         else:
+            assert self.path is not None
+            warn_of_borders_apart(self.series(self.path), self.tiling, self.path)
             self._some_records("test" if stage == "test" else "val")
 
     def setup(self, stage: str) -> None:
