@@ -65,7 +65,8 @@ def aggregate(arguments: Sequence[str]) -> None:
     without = ("known", "short")  # there are no covariates, and no windows
     rules = {k: v for k, v in get_type_hints(Policies).items() if k not in without}
     for name, kind in rules.items():
-        choices = [choice for choice in get_args(kind) if choice != "keep"]  # a sum needs all parts
+        # a sum needs all parts, at the same stamps
+        choices = [choice for choice in get_args(kind) if choice not in ("keep", "close")]
         parser.add_argument(f"--policies.{name}", choices=choices, default="fail")
     given = parser.parse_args(list(arguments))
     out = Path(given.out)

@@ -58,6 +58,7 @@ class ForecastWindows(RecordDataModule):
             ``test`` span as ``test`` takes them, or every origin of the ``val`` span.
         batch_size: windows in a batch.
         num_workers: processes that make them.
+        folder: where ``path`` is, if that is not a whole path.
     """
 
     input_columns = {  # noqa: RUF012  # read only
@@ -84,9 +85,10 @@ class ForecastWindows(RecordDataModule):
         origins: Literal["end", "test", "val"] = "end",
         batch_size: int = 32,
         num_workers: int = 0,
+        folder: str | None = None,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers)
-        self.path = None if path is None else Path(path)
+        self.path = None if path is None else Path(folder or "", path)
         self.predict_path = None if predict_path is None else Path(predict_path)
         self.columns = (time, series, targets)
         self.covariates = Covariates(tuple(known), tuple(observed), tuple(static))

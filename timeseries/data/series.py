@@ -32,7 +32,8 @@ class Policies:
     whatever else changes rows is said in a warning and kept in the run's record.
 
     ``unsorted``: stamps that go back. ``duplicates``: one stamp twice in a series. ``gaps``: stamps
-    missing from the grid; ``previous`` and ``linear`` fill them. ``missing``: empty values, filled
+    missing from the grid; ``previous`` and ``linear`` fill them, with ``close`` the rows on both
+    sides follow each other, as published borders by row have it. ``missing``: empty values, filled
     alike; ``linear`` looks at the value that comes next, which a forecast would not know yet.
     ``keep`` leaves them empty, for tasks that fill them in or pass over them; gaps so kept are
     rows of empty values, which ``missing`` fills if it fills any. ``known``: no value of a
@@ -45,7 +46,7 @@ class Policies:
 
     unsorted: Literal["fail", "sort"] = "fail"
     duplicates: Literal["fail", "first", "last", "mean"] = "fail"
-    gaps: Literal["fail", "previous", "linear", "keep"] = "fail"
+    gaps: Literal["fail", "previous", "linear", "keep", "close"] = "fail"
     missing: Literal["fail", "previous", "linear", "keep"] = "fail"
     known: Literal["fail", "previous", "linear"] = "fail"
     short: Literal["fail", "skip"] = "fail"
@@ -371,8 +372,8 @@ def common_frequency(parts: Iterable[Rows], given: str | None) -> str | None:
 
 
 def regular(rows: Rows, step: str | None, policies: Policies) -> Series:
-    """One series with a row for every stamp of its grid, and a number in every cell unless
-    ``policies`` keep empty ones."""
+    """One series with a row for every stamp of its grid, and a number in every cell, unless
+    ``policies`` close gaps or keep empty cells."""
     if step is None:
         place = rows.stamp - rows.stamp[0]
         usual = most_common(np.diff(place)) if len(place) > 1 else 1
@@ -385,6 +386,10 @@ def regular(rows: Rows, step: str | None, policies: Policies) -> Series:
         place = places(rows.stamp, step)
         what = f"is off the grid of {step}; correct it, or give data.frequency"
         rows.refuse(place < 0, lambda i: f"stamp {rows.shown(i)} {what}")
+    if policies.gaps == "close" and place[-1] >= len(place):
+        holes = np.diff(place, prepend=-1) - 1
+        rows.repairs.add("gaps", "close", np.repeat(rows.number, holes), [rows.name])
+        place = np.arange(len(place))
     end = int(place[~rows.ahead()][-1]) + 1  # behind it nothing is known of the targets
     rows = _without_gaps(rows, place, step, policies) if place[-1] >= len(place) else rows
     _fill_known(rows, end, policies)

@@ -74,7 +74,7 @@ SAID = {
             Policies(gaps=policy),  # type: ignore[arg-type]
             [f"missing stamps: 4, first at row 11, 13 of 'a'; data.policies.gaps: {policy}"],
         )
-        for policy in ("previous", "linear")
+        for policy in ("previous", "linear", "close")
     },
     **{
         f"missing {policy}": (

@@ -148,6 +148,10 @@ GOOD: dict[str, tuple[pl.DataFrame, dict[str, Any]]] = {
         pl.concat([table().sample(fraction=0.8, seed=1), table().sample(fraction=0.3, seed=2)]),
         {"policies": FILL, "covariates": COVARIATES, "frequency": "1h"},
     ),
+    "closed gaps": (
+        table().sample(fraction=0.8, seed=1),
+        {"policies": Policies("sort", gaps="close"), "frequency": "1h", "covariates": COVARIATES},
+    ),
     "empty cells": (cell(9, "y", None)(table()), {"policies": FILL}),
 }
 
