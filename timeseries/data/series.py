@@ -123,7 +123,7 @@ class Rows:
 
     def follows(self) -> NDArray[np.bool_]:
         """Whether the row before is of the same series."""
-        return np.diff(self.which, prepend=-1) == 0
+        return np.append(False, self.which[1:] == self.which[:-1])
 
     def refuse(self, bad: NDArray[np.bool_], say: Callable[[int], str]) -> None:
         refuse(self.path, self.number, bad, lambda i: f"{self.names[self.which[i]]!r}: {say(i)}")
@@ -311,9 +311,10 @@ def _refuse_missing(
     rows: Rows, what: str, among: NDArray[np.bool_], columns: NDArray[np.bool_]
 ) -> None:
     """For rows ``among`` which there must be a number in every one of the ``columns``."""
-    missing = np.isnan(rows.values) & among[:, None] & columns
+    missing = np.isnan(rows.values)
     if not missing.any():
         return
+    missing &= among[:, None] & columns
 
     def say(i: int) -> str:
         return what.format(channel=rows.columns[missing[i].argmax()], stamp=rows.shown(i))
@@ -390,7 +391,8 @@ def regular(rows: Rows, step: str | None, policies: Policies) -> Series:
         holes = np.diff(place, prepend=-1) - 1
         rows.repairs.add("gaps", "close", np.repeat(rows.number, holes), [rows.name])
         place = np.arange(len(place))
-    end = int(place[~rows.ahead()][-1]) + 1  # behind it nothing is known of the targets
+    last = len(place) - 1 - int((~rows.ahead()[::-1]).argmax())
+    end = int(place[last]) + 1  # behind it nothing is known of the targets
     rows = _without_gaps(rows, place, step, policies) if place[-1] >= len(place) else rows
     _fill_known(rows, end, policies)
     past = rows.take(slice(end))

@@ -2,8 +2,8 @@
 
 One pass over the row groups writes columns as plain arrays; rows of interleaved series are then put
 together, and each series goes by itself through the rules of ``series.py``. Memory holds one batch
-of rows or one series at a time, so it grows with the longest series and not with the file. A file
-that has not changed is not read again.
+of rows, or of one series at a time the row numbers and places on the grid, so it grows with the
+longest series and not with the file. A file that has not changed is not read again.
 """
 
 from __future__ import annotations
@@ -195,13 +195,12 @@ def _build(
 
     def rows_of(i: int, repairs: Repairs) -> Rows:
         at = slice(int(ends[i] - counts[i]), int(ends[i]))
-        number = np.arange(at.start, at.stop) + 1
-        if table.number is not None:
-            number = np.array(table.number[at])
-        stamp = np.array(table.stamp[at]).view(kind)
+        # no copies: what is filled in place is written to a map that is thrown away
+        number = np.arange(at.start + 1, at.stop + 1) if table.number is None else table.number[at]
+        stamp, values = np.asarray(table.stamp[at]).view(kind), np.asarray(table.values[at])
         if time is None:
             stamp = np.arange(1, len(number) + 1)
-        which, values = np.full(len(number), i), np.array(table.values[at])
+        which = np.broadcast_to(np.int64(i), len(number))
         whole = (path, names, tuple(chosen), number, which, stamp, values)
         return Rows(*whole, covariates, static, repairs)
 
@@ -359,7 +358,8 @@ class _Writer:
         for name, values in zip(
             self.arrays, (one.stamps, one.values, one.known, one.observed), strict=True
         ):
-            np.ascontiguousarray(values).tofile(self.files[name])
+            for at in _pieces(len(values)):
+                np.ascontiguousarray(values[at]).tofile(self.files[name])
 
     def close(self) -> None:
         for file in self.files.values():

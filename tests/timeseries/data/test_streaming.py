@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from numpy.testing import assert_array_equal
 
 from core.jobs.errors import UserError
-from timeseries.data import streaming
+from timeseries.data import calendar, streaming
 from timeseries.data.covariates import Covariates
 from timeseries.data.forecasts import ForecastWindows
 from timeseries.data.protocol import Protocol
@@ -305,3 +306,22 @@ def test_small_files_and_other_kinds_are_read_whole(
     assert not streaming.streams(tmp_path / "bad.parquet")
     monkeypatch.setattr(streaming, "STREAM_ROWS", len(table()) + 1)
     assert not streaming.streams(path)
+
+
+def test_building_holds_little_of_a_long_series(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a row only its number and its place on the grid, 8 bytes each, and some booleans."""
+    peaks = []
+    monkeypatch.setattr(streaming, "_BATCH", 1 << 12)
+    monkeypatch.setattr(calendar, "_PIECE", 1 << 12)
+    for rows in (100_000, 300_000):
+        table(rows).head(rows).write_parquet(tmp_path / f"{rows}.parquet")
+        tracemalloc.start()
+        found = streaming.stream_series(
+            tmp_path / f"{rows}.parquet", *("ds", "unique_id", None, Policies(), None, Covariates())
+        )
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert [len(one) for one in found] == [rows]
+    assert (peaks[1] - peaks[0]) / 200_000 < 20
