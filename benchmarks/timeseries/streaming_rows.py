@@ -4,10 +4,11 @@
 
 Each size is a file of its own, of 1,000 hourly series (`--series`) one after the other (`unique_id`
 text, `ds` timestamp, `y` float32), in row groups of a million rows, written to a temporary folder
-and deleted. Each step runs in a process of its own: building the cache, then 500 shuffled training batches of 32
-windows (look-back and horizon 96) from the data module's loader. `anonymous_mb` is the highest
-RssAnon of /proc/self/status, read every 5 ms, less what it was before the step; pages of the mapped
-files are not in it, since the system may drop them. `--in-memory` reads the file whole instead.
+and deleted. Each step runs in a process of its own: building the cache, then 500 shuffled training
+batches of 32 windows (look-back and horizon 96) from the data module's loader. `anonymous_mb` is
+the highest RssAnon of /proc/self/status, read every 5 ms, less what it was before the step; pages
+of the mapped files are not in it, since the system may drop them. `--in-memory` reads the file
+whole instead.
 """
 
 from __future__ import annotations
