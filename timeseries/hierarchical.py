@@ -62,9 +62,11 @@ def aggregate(arguments: Sequence[str]) -> None:
     parser.add_argument("--time", default="ds", help="column of stamps; default: %(default)s")
     parser.add_argument("--targets", nargs="+", default=["y"], help="columns to add up; default: y")
     parser.add_argument("--frequency", help="step of the stamps; default: inferred")
-    rules = {k: v for k, v in get_type_hints(Policies).items() if k != "short"}
+    without = ("known", "short")  # there are no covariates, and no windows
+    rules = {k: v for k, v in get_type_hints(Policies).items() if k not in without}
     for name, kind in rules.items():
-        choices = [choice for choice in get_args(kind) if choice != "keep"]  # a sum needs all parts
+        # a sum needs all parts, at the same stamps
+        choices = [choice for choice in get_args(kind) if choice not in ("keep", "close")]
         parser.add_argument(f"--policies.{name}", choices=choices, default="fail")
     given = parser.parse_args(list(arguments))
     out = Path(given.out)

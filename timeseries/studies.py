@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import polars as pl
@@ -17,7 +18,9 @@ from matplotlib.figure import Figure
 from core.jobs.errors import DataError, UsageError
 from core.jobs.studies import Trial, run_study
 from core.jobs.usage import one_line
+from timeseries.data import calendar
 from timeseries.data.forecasts import ForecastWindows
+from timeseries.data.protocol import check_length
 
 _BARS = ("mse", "mae")
 
@@ -63,31 +66,34 @@ def backtest(arguments: Sequence[str]) -> None:
         allow_abbrev=False,
         description="Rolling-origin backtest: fold k trains on all rows before its validation "
         "span, validates on the span before its test span and tests there; the last test span ends "
-        "with the data. Run again, it goes on behind the last finished fold. Further keys go to "
-        "every fit and test.",
+        "with the last stamp of all series. Borders are stamps, the same for all series: one takes "
+        "part in the folds that it has room for. Run again, it goes on behind the last finished "
+        "fold. Further keys go to every fit and test.",
     )
     parser.add_argument("--config", required=True, help="YAML file of one model")
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--span", type=int, help="rows of a test span; default: the horizon")
     parser.add_argument("--out", default="backtest.csv", help="the table; holds finished rows")
     given, rest = parser.parse_known_args(list(arguments))
-    rows, horizon = _rows(given.config, rest)
-    span = given.span or horizon
-    train = trains(Path(given.config))
+    data = data_module(given.config, rest)
+    if data.path is None:
+        raise UsageError("backtest needs --data.init_args.path, a table of series")
+    span = given.span or data.protocol.horizon
+    train, skip = trains(Path(given.config)), "--data.init_args.policies.short=skip"
     trials = []
-    for fold in range(1, given.folds + 1):
-        end = rows - (given.folds - fold) * span
-        borders = {"train_end": end - 2 * span, "val_end": end - span, "test_end": end}
-        if span < horizon or borders["train_end"] <= 0:
-            raise UsageError(
-                f"{given.folds} folds of {span} rows with a horizon of {horizon} do not fit "
-                f"into {rows} rows; change --folds or --span"
-            )
-        keys = [f"--data.init_args.protocol.{key}={row}" for key, row in borders.items()]
-        labels = {"model": Path(given.config).stem, "fold": fold, "test_end": end}
-        trials.append(Trial(labels, ("--config", given.config, *rest, *keys), train))
+    for number, fold in enumerate(folds(data, data.path, given.folds, span), start=1):
+        keys = [f"--data.init_args.protocol.{key}={stamp}" for key, stamp in fold.borders.items()]
+        labels: dict[str, str | int] = {
+            "model": Path(given.config).stem,
+            "fold": number,
+            "test_end": fold.borders["test_end"],
+            "series": fold.tested,
+            "not_tested": fold.late + fold.over,
+        }
+        trials.append(Trial(labels, ("--config", given.config, *rest, *keys, skip), train))
     table = run_study("timeseries", "backtest", trials, Path(given.out), backtest_figure)
-    print_table(table.select("fold", "test_end", *_BARS, "mase", "mse_seasonal_naive"))
+    shown = ("fold", "test_end", "series", "not_tested", *_BARS, "mase", "mse_seasonal_naive")
+    print_table(table.select(shown))
 
 
 def trains(config: Path) -> bool:
@@ -119,12 +125,53 @@ def _seed(seed: int) -> tuple[str, str]:
     return ("--seed_everything", str(seed))
 
 
-def _rows(config: str, rest: Sequence[str]) -> tuple[int, int]:
-    """Rows of the shortest series, and the horizon, that the arguments describe."""
-    data = data_module(config, rest)
-    if data.path is None:
-        raise UsageError("backtest needs --data.init_args.path, a table of series")
-    return min(len(one) for one in data.series(data.path)), data.protocol.horizon
+class Fold(NamedTuple):
+    """Borders of a protocol, as text; how many series are tested, and how many begin too ``late``
+    to train on them or are ``over`` before the test."""
+
+    borders: dict[str, str]
+    tested: int
+    late: int
+    over: int
+
+
+def folds(data: ForecastWindows, path: Path, count: int, span: int) -> list[Fold]:
+    """Borders of a rolling origin, ``span`` steps apart; the last test ends with the last stamp of
+    all series. A warning names what a fold leaves out. Raises UsageError if there is no room."""
+    protocol, skip = data.protocol, data.policies.short == "skip"
+    series = check_length(data.all_series(path), protocol, path, skip)
+    last, step = max(one.stamps[-1] for one in series), series[0].frequency
+    found, said = [], []
+    for fold in range(1, count + 1):
+        ends = [_border(last, step, 1 - (count - fold + k) * span) for k in (2, 1, 0)]
+        cut = replace(protocol, train_end=ends[0], val_end=ends[1], test_end=ends[2])
+        borders = dict(zip(("train_end", "val_end", "test_end"), ends, strict=True))
+        ready = [one for one in series if cut.trains(one)]
+        tested = [one for one in ready if cut.origins(one, "test")]
+        some = any(cut.origins(one, "val") for one in ready)
+        if span < protocol.horizon or not tested or not some:
+            raise UsageError(
+                f"{count} folds of {span} rows with a horizon of {protocol.horizon} do not fit "
+                f"into {max(map(len, series))} rows; change --folds or --span"
+            )
+        late = [one.name for one in series if not cut.trains(one)]
+        over = [one.name for one in ready if not cut.origins(one, "test")]
+        found.append(Fold(borders, len(tested), len(late), len(over)))
+        for left, why in ((late, "begin too late to train on"), (over, "have ended by then")):
+            if left:
+                said.append(
+                    f"{path}: fold {fold}, tested from {borders['val_end']}, leaves out "
+                    f"{len(left)} of {len(series)} series that {why}, first {left[0]!r}"
+                )
+    sys.stderr.writelines(f"warning: {line}\n" for line in said)
+    return found
+
+
+def _border(last: Any, step: str | None, steps: int) -> str:
+    """The stamp so many ``steps`` behind the ``last``."""
+    if step is None:
+        return f"stamp {last + steps}"
+    return str(calendar.grid(last, step, steps, steps + 1)[0].item())
 
 
 def data_module(config: str, rest: Sequence[str]) -> ForecastWindows:

@@ -2,12 +2,13 @@
 
     python benchmarks/timeseries/streaming_rows.py --rows 1000000 10000000 --out rows.json
 
-Each size is a file of its own, of 1,000 hourly series one after the other (`unique_id` text, `ds`
-timestamp, `y` float32), in row groups of a million rows, written to a temporary folder and deleted.
-Each step runs in a process of its own: building the cache, then 500 shuffled training batches of 32
-windows (look-back and horizon 96) from the data module's loader. `anonymous_mb` is the highest
-RssAnon of /proc/self/status, read every 5 ms, less what it was before the step; pages of the mapped
-files are not in it, since the system may drop them. `--in-memory` reads the file whole instead.
+Each size is a file of its own, of 1,000 hourly series (`--series`) one after the other (`unique_id`
+text, `ds` timestamp, `y` float32), in row groups of a million rows, written to a temporary folder
+and deleted. Each step runs in a process of its own: building the cache, then 500 shuffled training
+batches of 32 windows (look-back and horizon 96) from the data module's loader. `anonymous_mb` is
+the highest RssAnon of /proc/self/status, read every 5 ms, less what it was before the step; pages
+of the mapped files are not in it, since the system may drop them. `--in-memory` reads the file
+whole instead.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ from timeseries.data import streaming
 from timeseries.data.forecasts import ForecastWindows
 from timeseries.data.protocol import Protocol
 
-SERIES, BATCH, BATCHES, GROUP = 1000, 32, 500, 1_000_000
+BATCH, BATCHES, GROUP = 32, 500, 1_000_000
 
 
-def write(path: Path, rows: int) -> None:
-    length = rows // SERIES
-    names = pa.array([f"series {i}" for i in range(SERIES)])
+def write(path: Path, rows: int, series: int) -> None:
+    length = rows // series
+    names = pa.array([f"series {i}" for i in range(series)])
     first = np.datetime64("1970-01-01", "us")
     schema = pa.schema({"unique_id": pa.string(), "ds": pa.timestamp("us"), "y": pa.float32()})
     rng = np.random.default_rng(0)
@@ -127,13 +128,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--in-memory", type=int, nargs="*", default=[], help="sizes read whole too")
+    parser.add_argument("--series", type=int, default=1000)
     args = parser.parse_args()
     found = []
     for rows in args.rows:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             path, cache = folder / "rows.parquet", folder / "cache"
-            write(path, rows)
+            write(path, rows, args.series)
             one: dict[str, Any] = {"rows": rows, "file_mb": round(path.stat().st_size / 2**20, 1)}
             one["build"] = measured(path, rows, "build", cache)
             size = sum(file.stat().st_size for file in cache.rglob("*"))

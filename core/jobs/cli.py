@@ -313,7 +313,14 @@ class JobCLI(LightningCLI):
 
     def _data_manifest(self) -> list[dict[str, Any]]:
         files = getattr(self.datamodule, "digest_files", None)
-        return provenance.data_manifest(files()) if callable(files) else []
+        paths = files() if callable(files) else []
+        manifest = provenance.data_manifest(paths)
+        if isinstance(self.datamodule, RecordDataModule):
+            repairs = self.datamodule.repairs()
+            for path, entry in zip(paths, manifest, strict=True):
+                if repairs.get(path):
+                    entry["repairs"] = repairs[path]
+        return manifest
 
     def _take_up(self, folder: RunFolder) -> None:
         """Go on in the run of ``folder``."""

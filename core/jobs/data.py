@@ -75,6 +75,12 @@ class RecordDataModule(LightningDataModule):
         """The files whose content decides the predictions' input, in a fixed order."""
         raise NotImplementedError
 
+    def repairs(self) -> Mapping[Path, Sequence[Mapping[str, Any]]]:
+        """What was changed in the rows of files that have been read: of each kind at least its
+        ``policy``, ``how`` and ``count``, without anything private. It goes into the run's
+        manifest."""
+        return {}
+
     def export(self, dataset: Path, target: Path) -> None:
         """Write the finished predictions in ``dataset`` to ``target``, an index beside it.
 

@@ -201,7 +201,8 @@ class RunLogger(MLFlowLogger):
 
     @rank_zero_only
     def log_data(self, manifest: Sequence[Mapping[str, Any]], name: str, context: str) -> None:
-        """The data as an input of the run, by digests: no file name and no content."""
+        """The data as an input of the run, by digests: no file name and no content. How much of it
+        was repaired is a tag as well."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         digest = provenance.data_digest(manifest)
@@ -218,6 +219,10 @@ class RunLogger(MLFlowLogger):
         self.client.log_inputs(self.identity, [DatasetInput(dataset, [tag])])
         self.client.log_dict(self.identity, {"files": list(manifest)}, "data/manifest.json")
         self.client.set_tag(self.identity, "data.digest", digest)
+        repairs = [repair for entry in manifest for repair in entry.get("repairs", ())]
+        if repairs:
+            said = [f"{r['policy']}: {r['how']} {r['count']}" for r in repairs]
+            self.client.set_tag(self.identity, "data.repairs", "; ".join(said))
 
     @rank_zero_only
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:

@@ -4,9 +4,11 @@ no output at all."""
 from __future__ import annotations
 
 import gzip
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import mlflow
 import polars as pl
 import pytest
 import yaml
@@ -283,7 +285,7 @@ COVARIATE_FLAWS = {
     "no price before": (
         with_price(7, ""),
         COVARIATES,
-        " row 7: 'a': no price at 2024-01-01 06:00:00; set data.policies.missing",
+        " row 7: 'a': no price at 2024-01-01 06:00:00; give it, as it is known ahead, or set",
     ),
     "known column missing": (
         [",".join(row.split(",")[:3] + row.split(",")[4:]) for row in COVARIATE_TABLE],
@@ -326,11 +328,14 @@ def test_bad_covariates(
     nothing_left(folder)
 
 
-@pytest.mark.parametrize("flaw", ["price not a number ahead", "infinite price ahead"])
+@pytest.mark.parametrize(
+    "flaw", ["price not a number ahead", "infinite price ahead", "no price before"]
+)
 def test_bad_covariates_are_not_trained_on(server: Server, folder: Path, flaw: str) -> None:
     rows, header, message = COVARIATE_FLAWS[flaw]
     (folder / "x.csv").write_text(table(rows, header))
     informer = ["--model.init_args.model", "timeseries.models.Informer"]
+    informer += [f"{DATA}.policies.missing", "previous"]  # of targets
     code, output = fit(server, folder, *COVARIATE_KEYS, *informer)
     assert code == 3, output
     assert f"{folder / 'x.csv'}{message}" in one_error(output)
@@ -472,3 +477,40 @@ def test_borders_may_be_stamps(server: Server, folder: Path, kind: str) -> None:
     assert {key: str(kept[key]) for key in borders} == borders
     code, output = server.run("test", "--ckpt_path", run, *tracking(server, folder))
     assert code == 0, output
+
+
+# Of mlflow's own use of sqlalchemy.
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")
+def test_repairs_are_said_once_and_kept_with_the_run(server: Server, folder: Path) -> None:
+    changed((5, f"a,{HOURS[4]},"), (9, ""), (10, ""), (130, f"b,{HOURS[9]},"))(folder / "x.csv")
+    uri = f"sqlite:///{server.folder / 'mlflow.db'}"
+    filled = [f"{DATA}.policies.missing", "previous", f"{DATA}.policies.gaps", "linear"]
+    code, output = fit(server, folder, *filled)
+    assert code == 0, output
+    said = [line for line in output.splitlines() if "x.csv: " in line]
+    assert said == [
+        f"warning: {folder / 'x.csv'}: {what}"
+        for what in (
+            "missing stamps: 2, first at row 9 of 'a'; data.policies.gaps: linear",
+            "empty values: 2 (y 2), first at row 5, 128 of 'a', 'b'; "
+            "data.policies.missing: previous",
+        )
+    ]
+    kept = output.split("run folder: ")[1].split("\n")[0]
+    run = json.loads((Path(kept) / "run.json").read_text())["run_id"]
+    client = mlflow.MlflowClient(uri)
+    tags = client.get_run(run).data.tags
+    assert tags["data.repairs"] == "gaps: linear 2; missing: previous 2"
+    manifest = json.loads(Path(client.download_artifacts(run, "data/manifest.json")).read_text())
+    (entry,) = manifest["files"]
+    assert entry["repairs"] == [
+        {
+            **{"policy": "gaps", "how": "linear", "count": 2, "rows": [9]},
+            **{"series": 1, "columns": {}},
+        },
+        {
+            **{"policy": "missing", "how": "previous", "count": 2, "rows": [5, 128]},
+            **{"series": 2, "columns": {"y": 2}},
+        },
+    ]
+    assert str(folder) not in json.dumps(manifest)

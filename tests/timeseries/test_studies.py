@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import mlflow
@@ -12,7 +14,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from timeseries.data.forecasts import ForecastWindows
+from timeseries.data.protocol import Protocol
+from timeseries.studies import folds
+
 ROOT = Path(__file__).parents[2]
+HOUR = timedelta(hours=1)
 # Of mlflow's own use of sqlalchemy.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")
 
@@ -77,11 +84,59 @@ def test_backtest_moves_the_borders_forward(folder: Path) -> None:
     done = timeseries(folder, "backtest", "--config", DLINEAR, *folds, *horizon, *SMALL)
     assert done.returncode == 0, done.stderr
     table = pl.read_csv(folder / "backtest.csv")
-    assert table["test_end"].to_list() == [940, 1_000]
+    stamps = pl.read_parquet(folder / "power.parquet")["date"]
+    assert table["test_end"].to_list() == [str(stamps[940]), str(stamps[999] + HOUR)]
+    assert table["series"].to_list() == [1, 1]
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
     params = client.get_run(table["run_id"][0]).data.params
-    borders = [int(params[f"data.init_args.protocol.{k}_end"]) for k in ("train", "val", "test")]
-    assert borders == [820, 880, 940]
+    borders = [params[f"data.init_args.protocol.{k}_end"] for k in ("train", "val", "test")]
+    assert borders == [str(stamps[row]) for row in (820, 880, 940)]
+
+
+def test_backtest_of_unequal_series_goes_by_stamps(folder: Path) -> None:
+    """The test spans are those of the longest series; others take part where they have room."""
+    start = datetime(2024, 1, 1)
+    spans = {"long": (0, 400), "ended": (0, 310), "late": (250, 400), "new": (370, 400)}
+    rows = [
+        (name, start + hour * HOUR, float((7 * hour) % 24 + len(name)))
+        for name, (first, end) in spans.items()
+        for hour in range(first, end)
+    ]
+    table = pl.DataFrame(rows, ["unique_id", "ds", "y"], orient="row")
+    table.write_parquet(folder / "unequal.parquet")
+    words = ["backtest", "--config", DLINEAR, "--folds", "2", "--span", "40", "--out", "u.csv"]
+    words += [f"--data.init_args.{key}" for key in ("path=unequal.parquet", "time=ds")]
+    words += ["--data.init_args.series=unique_id", "--trainer.max_epochs=1"]
+    words += [f"--data.init_args.protocol.{key}" for key in ("lookback=24", "horizon=6")]
+    done = timeseries(folder, *words)
+    assert done.returncode == 0, done.stderr
+    ends = [str(start + hour * HOUR) for hour in (280, 320, 360, 400)]
+    found = pl.read_csv(folder / "u.csv")
+    assert found["test_end"].to_list() == ends[2:]
+    # "late" has 30 rows before hour 280, "ended" none from hour 320 on
+    assert found.select("series", "not_tested").rows() == [(2, 2), (2, 2)]
+    for fold in (1, 2):
+        for name, why in (("new", "begin too late to train on"), ("ended", "have ended by then")):
+            said = f"unequal.parquet: fold {fold}, tested from {ends[fold]}, leaves out 1 of 4 "
+            assert f"warning: {said}series that {why}, first {name!r}" in done.stderr
+
+
+def test_folds_of_numbered_stamps(tmp_path: Path) -> None:
+    rows = [("a", n, 1.0) for n in range(100, 200)] + [("b", n, 1.0) for n in range(60, 170)]
+    pl.DataFrame(rows, ["unique_id", "ds", "y"], orient="row").write_csv(tmp_path / "x.csv")
+    data = ForecastWindows(str(tmp_path / "x.csv"), protocol=Protocol(10, 5))
+    found = folds(data, tmp_path / "x.csv", 2, 20)
+    assert [fold.borders for fold in found] == [
+        {"train_end": "stamp 140", "val_end": "stamp 160", "test_end": "stamp 180"},
+        {"train_end": "stamp 160", "val_end": "stamp 180", "test_end": "stamp 200"},
+    ]
+    assert [fold[1:] for fold in found] == [(2, 0, 0), (1, 0, 1)]
+    cut = replace(data.protocol, **found[0].borders)  # type: ignore[arg-type]
+    a, b = data.series(tmp_path / "x.csv")
+    # stamps [160, 180): of "b" the last 10 are missing
+    assert [len(cut.origins(one, "test")) for one in (a, b)] == [20 - 5 + 1, 10 - 5 + 1]
+    assert cut.spans(a)["test"] == (60, 80)
+    assert cut.spans(b)["test"] == (100, 110)
 
 
 @pytest.mark.parametrize(

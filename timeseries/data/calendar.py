@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from core.jobs.errors import UsageError
 
+_PIECE = 1 << 20  # stamps at a time: a series may be long
 _SECOND = 1_000_000
 _DAY = 86_400 * _SECOND
 _MICROSECONDS = {
@@ -51,7 +52,7 @@ def infer_frequency(stamps: NDArray) -> str:
     """The most common step of two or more rising stamps, datetime64[us]: ``10m``, ``1h``, ``7d``;
     ``1mo`` where every stamp is of the same day of the month, ``1me`` where each is of its month's
     last. The shortest step of several as common."""
-    step = most_common(np.diff(stamps).astype(np.int64))
+    step = most_common(np.diff(stamps).view(np.int64))
     if step < 28 * _DAY:
         return _written(step)
     months = stamps.astype("datetime64[M]")
@@ -102,9 +103,12 @@ def places(stamps: NDArray, frequency: str) -> NDArray[np.int64]:
     """Number of each stamp on the grid that begins at the first; -1 for one that is not on it."""
     count, unit = split_frequency(frequency)
     if unit not in _MONTHS:
-        passed = (stamps - stamps[0]).astype(np.int64)
-        place, rest = np.divmod(passed, count * _MICROSECONDS[unit])
-        return np.where(rest == 0, place, -1)
+        place = (stamps - stamps[0]).view(np.int64)
+        for start in range(0, len(place), _PIECE):
+            piece = place[start : start + _PIECE]
+            whole, rest = np.divmod(piece, count * _MICROSECONDS[unit])
+            piece[:] = np.where(rest == 0, whole, -1)
+        return place
     months = stamps.astype("datetime64[M]").astype(np.int64)
     place = (months - months[0]) // (count * _MONTHS[unit])
     on = grid(stamps[0], frequency, 0, int(place[-1]) + 1)[place] == stamps

@@ -14,6 +14,8 @@ from timeseries.data.covariates import Value
 
 _DATES = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 WHOLE = r"^-?\d+$"
+_AWAY = r":\d\d.*[+-]\d\d:?\d\d\s*$"
+_ZERO = r"[+-]00:?00\s*$"
 _INFINITE = "is infinite; correct it, or leave the cell empty"
 _NO_NUMBER = ["", "nan", "na", "?"]
 
@@ -61,6 +63,16 @@ def stamps_of(column: pl.Series, path: Path, whole: bool | None = None) -> pl.Se
         lambda i: f"{column.name} {column[i]!r} {what}" if column[i] else f"has no {column.name}",
     )
     return stamps
+
+
+def offsets_of(column: pl.Series) -> NDArray[np.bool_]:
+    """Stamps with an offset from UTC other than 0: what ``stamps_of`` turns into UTC."""
+    if isinstance(column.dtype, pl.Datetime):
+        return np.full(len(column), column.dtype.time_zone not in (None, "UTC", "Etc/UTC", "GMT"))
+    if column.dtype != pl.String:
+        return np.zeros(len(column), bool)
+    away = column.str.contains(_AWAY) & ~column.str.contains(_ZERO)
+    return away.fill_null(False).to_numpy()
 
 
 def _dates(text: pl.Series, path: Path) -> pl.Series:

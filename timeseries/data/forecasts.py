@@ -18,7 +18,13 @@ from core.jobs.loader import ResumableLoader
 from core.jobs.shards import load_predictions
 from timeseries.data import calendar
 from timeseries.data.covariates import Covariates, static_columns
-from timeseries.data.protocol import Protocol, check_length
+from timeseries.data.protocol import (
+    Protocol,
+    check_length,
+    check_training,
+    warn_of_borders_apart,
+)
+from timeseries.data.repairs import Repairs
 from timeseries.data.series import Policies, Series, read_series
 from timeseries.data.streaming import stream_series, streams
 from timeseries.data.windows import Fitted, ForecastRecords, Windows, check_horizon, fit
@@ -52,6 +58,7 @@ class ForecastWindows(RecordDataModule):
             ``test`` span as ``test`` takes them, or every origin of the ``val`` span.
         batch_size: windows in a batch.
         num_workers: processes that make them.
+        folder: where ``path`` is, if that is not a whole path.
     """
 
     input_columns = {  # noqa: RUF012  # read only
@@ -78,9 +85,10 @@ class ForecastWindows(RecordDataModule):
         origins: Literal["end", "test", "val"] = "end",
         batch_size: int = 32,
         num_workers: int = 0,
+        folder: str | None = None,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers)
-        self.path = None if path is None else Path(path)
+        self.path = None if path is None else Path(folder or "", path)
         self.predict_path = None if predict_path is None else Path(predict_path)
         self.columns = (time, series, targets)
         self.covariates = Covariates(tuple(known), tuple(observed), tuple(static))
@@ -94,11 +102,13 @@ class ForecastWindows(RecordDataModule):
         self.origins = origins
         self.fitted: Fitted | None = None
         self.kept: dict[Path, list[Series]] = {}
+        self.repaired: dict[Path, Repairs] = {}
 
     def series(self, path: Path) -> list[Series]:
         """The series of a table that have room for a window."""
         skip = self.policies.short == "skip"
-        return check_length(self.all_series(path), self.protocol, path, skip)
+        found = check_length(self.all_series(path), self.protocol, path, skip)
+        return check_training(found, self.protocol, path, skip)
 
     def all_series(self, path: Path) -> list[Series]:
         """All series of a table; read once."""
@@ -112,8 +122,9 @@ class ForecastWindows(RecordDataModule):
             if targets is None and self.fitted is not None:
                 targets = list(self.fitted.channels)
             read = stream_series if streams(path) else read_series
+            repairs = self.repaired[path] = Repairs()
             self.kept[path] = read(
-                path, time, name, targets, self.policies, self.frequency, self.covariates
+                path, time, name, targets, self.policies, self.frequency, self.covariates, repairs
             )
         return self.kept[path]
 
@@ -151,6 +162,7 @@ class ForecastWindows(RecordDataModule):
         series = self.series(path)
         if self.fitted is not None:
             self._check(series, path)
+        warn_of_borders_apart(series, self.protocol, path)
         for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]:
             self._check_room(series, split, path)
 
@@ -331,6 +343,9 @@ class ForecastWindows(RecordDataModule):
 
     def digest_files(self) -> list[Path]:
         return [p for p in (self.path, self.predict_path) if p is not None and p.is_file()]
+
+    def repairs(self) -> dict[Path, list[dict[str, Any]]]:
+        return {path: repairs.record() for path, repairs in self.repaired.items()}
 
     def export(self, dataset: Path, target: Path) -> None:
         rows = load_predictions(dataset)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import warnings
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -12,6 +12,7 @@ import numpy as np
 
 from core.jobs.errors import DataError, UsageError
 from timeseries.data import calendar
+from timeseries.data.repairs import say_once
 from timeseries.data.series import Series
 
 Border = int | float | str
@@ -25,9 +26,11 @@ class Protocol:
         lookback: steps that a forecast sees.
         horizon: steps that it gives.
         train_end: where training ends: a share of each series, a number of rows, or the first
-            stamp that is no longer part of it, in UTC unless it has an offset. A forecast belongs
-            to the split that holds all of its horizon; its look-back may reach into the split
-            before.
+            stamp that is no longer part of it, in UTC unless it has an offset (``stamp 1200`` where
+            stamps are numbers). A forecast belongs to the split that holds all of its horizon; its
+            look-back may reach into the split before. A stamp is the same for all series; shares
+            and rows of series that begin or end at different times are not, so that some are
+            trained on what others are tested on: a warning says so.
         val_end: the same for validation.
         test_end: the same for the test; null is the end.
         stride: steps between the origins of training windows. Validation takes every origin, the
@@ -59,6 +62,12 @@ class Protocol:
         sizes below 1."""
         self.check()
         return _spans(series, "protocol", self.train_end, self.val_end, self.test_end)
+
+    def trains(self, series: Series) -> bool:
+        """Whether one window has room before training ends, where that is a stamp."""
+        if not isinstance(self.train_end, str):
+            return True
+        return _row(series, self.train_end) >= self.lookback + self.horizon
 
     def origins(self, series: Series, split: str) -> range:
         """Rows at which a forecast begins whose horizon lies within the span of ``split``, as far
@@ -147,18 +156,45 @@ def _row(series: Series, border: Border | None) -> int:
     if border is None:
         return len(series)
     if isinstance(border, str):
-        if series.frequency is None:
-            raise UsageError(f"border {border!r} is a stamp, but the rows have none; give a number")
-        try:
-            stamp = calendar.stamp(border)
-        except ValueError as error:
-            raise UsageError(f"border {border!r} is no stamp such as 2024-01-31") from error
-        return int(np.searchsorted(series.stamps, stamp))
+        return int(np.searchsorted(series.stamps, _stamp(border, series.frequency)))
     if isinstance(border, float):
         if not 0 < border <= 1:
             raise UsageError(f"border {border} is no share; give 0 to 1, or a whole number of rows")
         return int(len(series) * border)
     return border
+
+
+def _stamp(border: str, frequency: str | None) -> np.datetime64 | int:
+    if frequency is None:
+        number = re.fullmatch(r"stamp (-?\d+)", border)
+        if number is None:
+            raise UsageError(
+                f"border {border!r} is a stamp, but the rows have none; give a number of rows, or "
+                "one of a numbered stamp such as 'stamp 1200'"
+            )
+        return int(number[1])
+    try:
+        return calendar.stamp(border)
+    except ValueError as error:
+        raise UsageError(f"border {border!r} is no stamp such as 2024-01-31") from error
+
+
+def warn_of_borders_apart(
+    series: Sequence[Series], protocol: Protocol | Tiling, where: object
+) -> None:
+    """A warning if training ends at different times for series with dates."""
+    border = protocol.train_end
+    if isinstance(border, str) or series[0].frequency is None:
+        return
+    ends = [(one.stamps[protocol.spans(one)["train"][1] - 1].item(), one.name) for one in series]
+    first, last = min(ends), max(ends)
+    if first[0] < last[0]:
+        section = "tiling" if isinstance(protocol, Tiling) else "protocol"
+        say_once(
+            f"{where}: data.{section}.train_end {border} is {first[0]} in series {first[1]!r} and "
+            f"{last[0]} in {last[1]!r}: some are trained on the time that others are tested on; "
+            "give stamps as borders to part them by time"
+        )
 
 
 def check_length(
@@ -177,7 +213,28 @@ def check_length(
         f"{where}: {len(short)} of {len(series)} series are shorter than look-back"
         f"{' + horizon' if ahead else ''} = {needed}, first {short[0].name!r} with {len(short[0])}"
     )
+    return _left(series, short, what, skip)
+
+
+def check_training(
+    series: Sequence[Series], protocol: Protocol, where: object, skip: bool
+) -> list[Series]:
+    """Where training ends at a stamp, the series with room for one window before it; otherwise as
+    `check_length`, which has seen them before."""
+    short = [one for one in series if not protocol.trains(one)]
+    if not short:
+        return list(series)
+    what = (
+        f"{where}: {len(short)} of {len(series)} series have less than look-back + horizon = "
+        f"{protocol.lookback + protocol.horizon} rows before training ends ({protocol.train_end}), "
+        f"first {short[0].name!r}, which begins at {short[0].stamps[0]}"
+    )
+    return _left(series, short, what, skip)
+
+
+def _left(series: Sequence[Series], short: Sequence[Series], what: str, skip: bool) -> list[Series]:
     if not skip or len(short) == len(series):
         raise DataError(f"{what}; shorten data.protocol, or set data.policies.short to skip")
-    warnings.warn(f"{what}; they are skipped", stacklevel=2)
-    return [s for s in series if len(s) >= needed]
+    say_once(f"{what}; they are skipped")
+    gone = {one.name for one in short}
+    return [one for one in series if one.name not in gone]

@@ -14,27 +14,41 @@ from numpy.typing import NDArray
 from core.jobs.errors import DataError, UsageError
 from core.jobs.tables import read_table
 from timeseries.data.calendar import grid, infer_frequency, most_common, normal, places
-from timeseries.data.columns import check_static, numbers_of, refuse, stamps_of, static_values
+from timeseries.data.columns import (
+    check_static,
+    numbers_of,
+    offsets_of,
+    refuse,
+    stamps_of,
+    static_values,
+)
 from timeseries.data.covariates import Covariates, Value
+from timeseries.data.repairs import Repairs
 
 
 @dataclass
 class Policies:
-    """What becomes of rows that are not as they should be; ``fail`` names the first of them.
+    """What becomes of rows that are not as they should be; ``fail`` names the first of them, and
+    whatever else changes rows is said in a warning and kept in the run's record.
 
     ``unsorted``: stamps that go back. ``duplicates``: one stamp twice in a series. ``gaps``: stamps
-    missing from the grid; ``previous`` and ``linear`` fill them. ``missing``: empty values, filled
+    missing from the grid; ``previous`` and ``linear`` fill them, with ``close`` the rows on both
+    sides follow each other, as published borders by row have it. ``missing``: empty values, filled
     alike; ``linear`` looks at the value that comes next, which a forecast would not know yet.
     ``keep`` leaves them empty, for tasks that fill them in or pass over them; gaps so kept are
-    rows of empty values, which ``missing`` fills if it fills any.
-    ``short``: series without room for one window; a forecast needs room for its look-back only.
+    rows of empty values, which ``missing`` fills if it fills any. ``known``: no value of a
+    covariate that is known for the future, in a row that stands there or in a gap; after the last
+    target that always fails.
+    ``short``: series without room for one window, or for one before the stamp at which training
+    ends; a forecast needs room for its look-back only.
     Infinite values, stamps off the grid and unreadable cells always fail.
     """
 
     unsorted: Literal["fail", "sort"] = "fail"
     duplicates: Literal["fail", "first", "last", "mean"] = "fail"
-    gaps: Literal["fail", "previous", "linear", "keep"] = "fail"
+    gaps: Literal["fail", "previous", "linear", "keep", "close"] = "fail"
     missing: Literal["fail", "previous", "linear", "keep"] = "fail"
+    known: Literal["fail", "previous", "linear"] = "fail"
     short: Literal["fail", "skip"] = "fail"
 
 
@@ -65,7 +79,8 @@ class Series:
 class Rows:
     """Rows, series by series: ``number`` in the file, from 1; ``which`` of the ``names``;
     ``stamp``; ``values`` (rows, columns), not a number where missing: ``channels``, then covariates
-    that are ``known``, then those observed. ``static`` values by series."""
+    that are ``known``, then those observed. ``static`` values by series. ``repairs`` collects what
+    the rules change."""
 
     path: Path
     names: list[str]
@@ -76,10 +91,15 @@ class Rows:
     values: NDArray[np.float64]
     covariates: Covariates = field(default_factory=Covariates)
     static: list[tuple[Value, ...]] = field(default_factory=list)
+    repairs: Repairs = field(default_factory=Repairs)
 
     @property
     def columns(self) -> tuple[str, ...]:
         return self.channels + self.covariates.known + self.covariates.observed
+
+    def known(self) -> NDArray[np.bool_]:
+        """Of each column, whether it is a covariate known for the future too."""
+        return np.array([name in self.covariates.known for name in self.columns])
 
     def ahead(self) -> NDArray[np.bool_]:
         """Rows after the last target of their series, which only known covariates may have."""
@@ -103,10 +123,21 @@ class Rows:
 
     def follows(self) -> NDArray[np.bool_]:
         """Whether the row before is of the same series."""
-        return np.diff(self.which, prepend=-1) == 0
+        return np.append(False, self.which[1:] == self.which[:-1])
 
     def refuse(self, bad: NDArray[np.bool_], say: Callable[[int], str]) -> None:
         refuse(self.path, self.number, bad, lambda i: f"{self.names[self.which[i]]!r}: {say(i)}")
+
+    def repaired(
+        self, policy: str, how: str, rows: NDArray[np.bool_], cells: NDArray[np.bool_] | None = None
+    ) -> None:
+        """Note that ``rows`` were changed, or of them the ``cells`` (rows, columns)."""
+        columns = None
+        if cells is not None:
+            counts = zip(self.columns, cells.sum(0).tolist(), strict=True)
+            columns = {name: count for name, count in counts if count}
+        series = [self.names[i] for i in np.unique(self.which[rows])]
+        self.repairs.add(policy, how, self.number[rows], series, columns)
 
     def shown(self, i: int) -> str:
         return str(self.stamp[i].item())
@@ -125,6 +156,7 @@ def read_series(
     policies: Policies = Policies(),  # noqa: B008  # read only
     frequency: str | None = None,
     covariates: Covariates = Covariates(),  # noqa: B008  # read only
+    repairs: Repairs | None = None,
 ) -> list[Series]:
     """Every series of a CSV, TSV or Parquet table, in the order of the file.
 
@@ -134,7 +166,8 @@ def read_series(
     that step by 1; those with an offset are turned into UTC. With ``time`` None the rows of a
     series are numbered from 1. ``frequency`` is inferred where it is not given. Rows behind the
     last target of a series are its future if ``covariates`` has known columns; the rules hold for
-    covariates as for targets, but nothing fills a known one there.
+    observed covariates as for targets. What the ``policies`` change is
+    said in a RepairWarning each, and added to ``repairs``.
 
     Raises DataError with the row's number, counted from 1 without the header, where a rule of
     ``policies`` is broken or a stamp lies off the grid; UsageError if no target is named or found,
@@ -145,13 +178,20 @@ def read_series(
     table = read_table(path, [column for column in named if column is not None])
     targets = target_columns(path, table.columns, time, series, targets, covariates)
     rows = _grouped(table, path, time, series, targets, covariates)
+    if repairs is not None:
+        rows.repairs = repairs
+    if time is not None:
+        away = np.flatnonzero(offsets_of(table[time])) + 1
+        rows.repairs.add("offset", "UTC", away, ())
     del table
     for rule in RULES:
         rows = rule(rows, policies)
     ends = np.flatnonzero(np.diff(rows.which, append=-1)) + 1
     parts = [rows.take(slice(*ab)) for ab in zip([0, *ends[:-1]], ends, strict=True)]
     step = common_frequency(parts, step)
-    return [regular(part, step, policies) for part in parts]
+    found = [regular(part, step, policies) for part in parts]
+    rows.repairs.say(path)
+    return found
 
 
 def target_columns(
@@ -242,6 +282,7 @@ def _sorted(rows: Rows, policies: Policies) -> Rows:
     if policies.unsorted == "fail":
         what = "goes back; sort the file, or set data.policies.unsorted"
         rows.refuse(back, lambda i: f"stamp {rows.shown(i)} {what}")
+    rows.repaired("unsorted", policies.unsorted, back)
     return rows.take(np.lexsort((rows.stamp, rows.which))) if back.any() else rows
 
 
@@ -253,6 +294,7 @@ def _without_duplicates(rows: Rows, policies: Policies) -> Rows:
     if policies.duplicates == "fail":
         what = "stands there twice; set data.policies.duplicates"
         rows.refuse(again, lambda i: f"stamp {rows.shown(i)} {what}")
+    rows.repaired("duplicates", policies.duplicates, again)
     if policies.duplicates == "last":
         return rows.take(~np.append(again[1:], False))
     first = rows.take(~again)
@@ -265,16 +307,14 @@ def _without_duplicates(rows: Rows, policies: Policies) -> Rows:
     return first
 
 
-def _refuse_missing(rows: Rows, what: str, among: NDArray[np.bool_]) -> None:
-    """For rows ``among`` which there must be a number in every cell; of those after the last
-    target, in every known covariate."""
-    missing = np.isnan(rows.values) & among[:, None]
+def _refuse_missing(
+    rows: Rows, what: str, among: NDArray[np.bool_], columns: NDArray[np.bool_]
+) -> None:
+    """For rows ``among`` which there must be a number in every one of the ``columns``."""
+    missing = np.isnan(rows.values)
     if not missing.any():
         return
-    count = len(rows.channels), len(rows.covariates.known)
-    other = np.ones(missing.shape[1], bool)
-    other[count[0] : sum(count)] = False
-    missing[np.ix_(rows.ahead(), other)] = False
+    missing &= among[:, None] & columns
 
     def say(i: int) -> str:
         return what.format(channel=rows.columns[missing[i].argmax()], stamp=rows.shown(i))
@@ -283,20 +323,30 @@ def _refuse_missing(rows: Rows, what: str, among: NDArray[np.bool_]) -> None:
     rows.refuse(somewhere, say)
 
 
+_AHEAD = "no {channel} at {stamp}, after the last target; give every known covariate there"
+_KNOWN = "no {channel} at {stamp}; give it, as it is known ahead, or set data.policies.known"
+
+
 def _complete_ahead(rows: Rows, policies: Policies) -> Rows:
-    what = "no {channel} at {stamp}, after the last target; give every known covariate there"
-    _refuse_missing(rows, what, rows.ahead())
+    _refuse_missing(rows, _AHEAD, rows.ahead(), rows.known())
+    return rows
+
+
+def _complete_known(rows: Rows, policies: Policies) -> Rows:
+    if policies.known == "fail":
+        _refuse_missing(rows, _KNOWN, ~rows.ahead(), rows.known())
     return rows
 
 
 def _complete(rows: Rows, policies: Policies) -> Rows:
     if policies.missing == "fail":
-        _refuse_missing(rows, "no {channel} at {stamp}; set data.policies.missing", ~rows.ahead())
+        what = "no {channel} at {stamp}; set data.policies.missing"
+        _refuse_missing(rows, what, ~rows.ahead(), ~rows.known())
     return rows
 
 
 # in their order: what one refuses, the next does not see
-RULES = (_sorted, _without_duplicates, _complete_ahead, _complete)
+RULES = (_sorted, _without_duplicates, _complete_ahead, _complete_known, _complete)
 
 
 def common_frequency(parts: Iterable[Rows], given: str | None) -> str | None:
@@ -323,8 +373,8 @@ def common_frequency(parts: Iterable[Rows], given: str | None) -> str | None:
 
 
 def regular(rows: Rows, step: str | None, policies: Policies) -> Series:
-    """One series with a row for every stamp of its grid, and a number in every cell unless
-    ``policies`` keep empty ones."""
+    """One series with a row for every stamp of its grid, and a number in every cell, unless
+    ``policies`` close gaps or keep empty cells."""
     if step is None:
         place = rows.stamp - rows.stamp[0]
         usual = most_common(np.diff(place)) if len(place) > 1 else 1
@@ -337,15 +387,23 @@ def regular(rows: Rows, step: str | None, policies: Policies) -> Series:
         place = places(rows.stamp, step)
         what = f"is off the grid of {step}; correct it, or give data.frequency"
         rows.refuse(place < 0, lambda i: f"stamp {rows.shown(i)} {what}")
-    end = int(place[~rows.ahead()][-1]) + 1  # behind it nothing is known of the targets
+    if policies.gaps == "close" and place[-1] >= len(place):
+        holes = np.diff(place, prepend=-1) - 1
+        rows.repairs.add("gaps", "close", np.repeat(rows.number, holes), [rows.name])
+        place = np.arange(len(place))
+    last = len(place) - 1 - int((~rows.ahead()[::-1]).argmax())
+    end = int(place[last]) + 1  # behind it nothing is known of the targets
     rows = _without_gaps(rows, place, step, policies) if place[-1] >= len(place) else rows
+    _fill_known(rows, end, policies)
     past = rows.take(slice(end))
     # with "fail" what is still empty is a gap that was kept
-    if policies.missing not in ("fail", "keep") and np.isnan(past.values).any():
-        for channel in past.values.T:
-            _fill(channel, np.isnan(channel), policies.missing)
-        every = np.ones(end, bool)
-        _refuse_missing(past, "nothing to fill {channel} with at {stamp}", every)
+    filled = policies.missing not in ("fail", "keep")
+    if filled and (empty := np.isnan(past.values)).any():
+        for channel, holes in zip(past.values.T, empty.T, strict=True):
+            _fill(channel, holes, policies.missing)
+        every, what = np.ones(end, bool), "nothing to fill {channel} with at {stamp}"
+        _refuse_missing(past, what, every, ~rows.known())
+        past.repaired("missing", policies.missing, np.logical_or.reduce(empty, axis=1), empty)
     first, second = len(rows.channels), len(rows.channels) + len(rows.covariates.known)
     return Series(
         rows.name,
@@ -357,6 +415,21 @@ def regular(rows: Rows, step: str | None, policies: Policies) -> Series:
         past.values[:, second:],
         rows.static[rows.which[0]],
     )
+
+
+def _fill_known(rows: Rows, end: int, policies: Policies) -> None:
+    """In place, up to row ``end``, behind the last target; what is known later is not made up."""
+    if not rows.covariates.known or not (empty := np.isnan(rows.values) & rows.known()).any():
+        return
+    past, what = np.arange(len(empty)) < end, _KNOWN
+    empty[end:] = False
+    if policies.known != "fail":
+        what = "nothing to fill {channel} with at {stamp}"
+        for i in np.flatnonzero(rows.known()):
+            _fill(rows.values[:, i], empty[:, i], policies.known)
+        rows.repaired("known", policies.known, np.logical_or.reduce(empty, axis=1), empty)
+    _refuse_missing(rows, _AHEAD, ~past, rows.known())
+    _refuse_missing(rows, what, past, rows.known())
 
 
 def _without_gaps(
@@ -379,12 +452,15 @@ def _without_gaps(
     values = np.full((length, rows.values.shape[1]), np.nan)
     values[place] = rows.values
     if policies.gaps != "keep":
-        for channel in values.T:
-            _fill(channel, gap, policies.gaps)
+        for i in np.flatnonzero(~rows.known()):
+            _fill(values[:, i], gap, policies.gaps)
     # a row that was not there goes by the number of the next one that was
     number = rows.number[np.searchsorted(place, np.arange(length))]
     which = np.full(length, rows.which[0])
-    return replace(rows, number=number, which=which, stamp=stamps, values=values)
+    whole = replace(rows, number=number, which=which, stamp=stamps, values=values)
+    if policies.gaps != "keep":
+        whole.repaired("gaps", policies.gaps, gap)
+    return whole
 
 
 def _fill(values: NDArray[np.float64], holes: NDArray[np.bool_], how: str) -> None:

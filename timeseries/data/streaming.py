@@ -2,8 +2,8 @@
 
 One pass over the row groups writes columns as plain arrays; rows of interleaved series are then put
 together, and each series goes by itself through the rules of ``series.py``. Memory holds one batch
-of rows or one series at a time, so it grows with the longest series and not with the file. A file
-that has not changed is not read again.
+of rows, or of one series at a time the row numbers and places on the grid, so it grows with the
+longest series and not with the file. A file that has not changed is not read again.
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ from timeseries.data.columns import (
     RowError,
     check_static,
     numbers_of,
+    offsets_of,
     refuse,
     stamps_of,
     static_values,
 )
 from timeseries.data.covariates import Covariates
+from timeseries.data.repairs import Repairs
 from timeseries.data.series import (
     RULES,
     Policies,
@@ -52,7 +54,7 @@ Result = TypeVar("Result")
 
 STREAM_ROWS = 5_000_000  # below, reading all at once takes some hundreds of MB and no disk
 _BATCH = 1 << 18
-_FORMAT = 1  # of the cache
+_FORMAT = 2  # of the cache
 _OFFSET = re.compile(r"(Z|[+-]\d\d:?\d\d)$")
 
 
@@ -74,8 +76,10 @@ def stream_series(
     policies: Policies,
     frequency: str | None,
     covariates: Covariates,
+    repairs: Repairs | None = None,
 ) -> list[Series]:
-    """What ``read_series`` gives, with its errors, on memory maps in the cache folder."""
+    """What ``read_series`` gives, with its errors and warnings, on memory maps in the cache
+    folder."""
     options = [time, series, targets, astuple(policies), frequency, astuple(covariates), _FORMAT]
     key = hashlib.sha256(json.dumps(options).encode()).hexdigest()[:16]
     folder = cached_name(path, f".{key}.series")
@@ -89,7 +93,10 @@ def stream_series(
                 raise
         finally:
             shutil.rmtree(part, ignore_errors=True)
-    return _opened(folder)
+    repairs = Repairs() if repairs is None else repairs
+    found = _opened(folder, repairs)
+    repairs.say(path)
+    return found
 
 
 class _Faults:
@@ -186,20 +193,20 @@ def _build(
     static = static_values(read.usual, names)
     kind = "datetime64[us]" if dated else "int64"
 
-    def rows_of(i: int) -> Rows:
+    def rows_of(i: int, repairs: Repairs) -> Rows:
         at = slice(int(ends[i] - counts[i]), int(ends[i]))
-        number = np.arange(at.start, at.stop) + 1
-        if table.number is not None:
-            number = np.array(table.number[at])
-        stamp = np.array(table.stamp[at]).view(kind)
+        # no copies: what is filled in place is written to a map that is thrown away
+        number = np.arange(at.start + 1, at.stop + 1) if table.number is None else table.number[at]
+        stamp, values = np.asarray(table.stamp[at]).view(kind), np.asarray(table.values[at])
         if time is None:
             stamp = np.arange(1, len(number) + 1)
-        which, values = np.full(len(number), i), np.array(table.values[at])
+        which = np.broadcast_to(np.int64(i), len(number))
         whole = (path, names, tuple(chosen), number, which, stamp, values)
-        return Rows(*whole, covariates, static)
+        return Rows(*whole, covariates, static, repairs)
 
     faults = _Faults()
-    clean = _kept(map(rows_of, range(len(names))), policies, faults)
+    unheard = Repairs()  # the rules are tried first, and change what is kept only below
+    clean = _kept((rows_of(i, unheard) for i in range(len(names))), policies, faults)
     try:
         step = common_frequency(clean, step)
     finally:
@@ -209,10 +216,11 @@ def _build(
     writer = _Writer(folder, kind)
     try:
         for i in range(len(names)):
-            rows = rows_of(i)
+            rows = rows_of(i, read.repairs)
             for rule in RULES:
                 rows = rule(rows, policies)
             writer.add(regular(rows, step, policies))
+        writer.index["repairs"] = read.repairs.plain()
     finally:
         writer.close()
     for name in ("stamp", "which", "values", "stamp_grouped", "values_grouped", "number"):
@@ -250,6 +258,7 @@ class _Reader:
         self.index: dict[str, int] = {}
         self.whole: bool | None = None
         self.zoned: bool | None = None
+        self.repairs = Repairs()
 
     def into(self, table: _Table, file: pq.ParquetFile) -> bool:
         """Fill the table; whether the stamps are dates. Raises RowError."""
@@ -263,6 +272,8 @@ class _Reader:
                 stamps = faults.call(0, partial(self._stamps, piece[self.time]), before)
                 if stamps is not None:
                     dated = stamps.dtype != pl.Int64
+                    away = np.flatnonzero(offsets_of(piece[self.time])) + before + 1
+                    self.repairs.add("offset", "UTC", away, ())
                     table.stamp[at] = stamps.to_physical().to_numpy()
             for i, name in enumerate(self.numbers):
                 numbers = faults.call(1 + i, partial(numbers_of, piece[name], self.path), before)
@@ -347,7 +358,8 @@ class _Writer:
         for name, values in zip(
             self.arrays, (one.stamps, one.values, one.known, one.observed), strict=True
         ):
-            np.ascontiguousarray(values).tofile(self.files[name])
+            for at in _pieces(len(values)):
+                np.ascontiguousarray(values[at]).tofile(self.files[name])
 
     def close(self) -> None:
         for file in self.files.values():
@@ -355,8 +367,9 @@ class _Writer:
         (self.folder / "index.json").write_text(json.dumps(self.index))
 
 
-def _opened(folder: Path) -> list[Series]:
+def _opened(folder: Path, repairs: Repairs) -> list[Series]:
     index = json.loads((folder / "index.json").read_text())
+    repairs.load(index["repairs"])
     rows, ahead = (sum(one[i] for one in index["series"]) for i in (1, 2))
     targets, known, observed = (
         _mapped(folder / name, np.float64, (count, columns))

@@ -22,7 +22,8 @@ from core.jobs.shards import load_predictions
 from timeseries.data import calendar
 from timeseries.data.covariates import Covariates
 from timeseries.data.masks import Masks
-from timeseries.data.protocol import Tile, Tiling
+from timeseries.data.protocol import Tile, Tiling, warn_of_borders_apart
+from timeseries.data.repairs import Repairs
 from timeseries.data.series import Policies, Series, read_series
 from timeseries.data.streaming import stream_series, streams
 from timeseries.data.windows import Fitted, fit
@@ -113,6 +114,7 @@ class TiledSeries(RecordDataModule):
         self.tiling, self.masks, self.policies = tiling, masks, policies
         self.fitted: Fitted | None = None
         self.kept: dict[Path, list[Series]] = {}
+        self.repaired: dict[Path, Repairs] = {}
 
     # Series
 
@@ -136,7 +138,8 @@ class TiledSeries(RecordDataModule):
             targets = list(self.fitted.channels)
         read = stream_series if streams(path) else read_series
         given = (path, time, name, targets, self.policies, self.frequency)
-        return read(*given, self.beside(path))
+        self.repaired[path] = Repairs()
+        return read(*given, self.beside(path), self.repaired[path])
 
     def model_facts(self) -> dict[str, int]:
         """Channels, calendar features and season."""
@@ -161,6 +164,8 @@ class TiledSeries(RecordDataModule):
             check(stage, self)
         if stage != "predict":
             self.setup(stage)
+            assert self.path is not None
+            warn_of_borders_apart(self.series(self.path), self.tiling, self.path)
             self._some_records("test" if stage == "test" else "val")
 
     def setup(self, stage: str) -> None:
@@ -330,6 +335,9 @@ class TiledSeries(RecordDataModule):
 
     def digest_files(self) -> list[Path]:
         return [p for p in (self.path, self.predict_path) if p is not None and p.is_file()]
+
+    def repairs(self) -> dict[Path, list[dict[str, Any]]]:
+        return {path: repairs.record() for path, repairs in self.repaired.items()}
 
     def export(self, dataset: Path, target: Path) -> None:
         rows = load_predictions(dataset)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from core.jobs.errors import DataError, UsageError
 from timeseries.data.covariates import Covariates, moments
 from timeseries.data.forecasts import ForecastWindows
 from timeseries.data.protocol import Protocol
+from timeseries.data.repairs import Repairs
 from timeseries.data.series import Policies, read_series
 from timeseries.models import Informer, TemporalFusionTransformer
+
+pytestmark = pytest.mark.filterwarnings("ignore::timeseries.data.repairs.RepairWarning")
 
 LOOKBACK, HORIZON = 8, 3
 PROTOCOL = Protocol(LOOKBACK, HORIZON)
@@ -242,7 +246,7 @@ def spoilt(path: Path, row: int, **cells: Any) -> None:
         (
             5,
             {"price": None},
-            r"row 5: 'north': no price at 2024-01-01 04:00:00; set data\.policies",
+            r"row 5: 'north': no price at 2024-01-01 04:00:00; give it, as it is known ahead",
         ),
         (5, {"rain": None}, r"row 5: 'north': no rain at 2024-01-01 04:00:00; set data\.policies"),
         (5, {"price": np.inf}, "row 5: price is infinite"),
@@ -259,23 +263,62 @@ def test_bad_covariates_are_named_with_their_row(
         fitted(path)
 
 
+FILL = Policies(missing="previous", gaps="previous")
+
+
+def without_row(path: Path, row: int) -> None:
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:row], *lines[row + 1 :]]) + "\n")
+
+
 def test_policies_fill_the_past_and_not_the_future(path: Path) -> None:
-    policies = Policies(missing="previous", gaps="previous")
+    policies = replace(FILL, known="previous")
     columns = Covariates(("price",), ("rain",))
     spoilt(path, 5, price=None, rain=None, y=None)
     series = read_series(path, policies=policies, covariates=columns)[0]
     assert (series.known[4], series.observed[4]) == (series.known[3], series.observed[3])
     assert (len(series), len(series.known)) == (60, 63)
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([*lines[:62], *lines[63:]]) + "\n")  # the middle of the future
+    without_row(path, 20)
     again = read_series(path, policies=policies, covariates=columns)[0]
-    assert_array_equal(
-        again.known[:, 0], np.insert(np.delete(series.known, 61), 61, series.known[60])
-    )
-    assert_array_equal(again.values, series.values)
+    assert_array_equal(again.known[19], series.known[18])
+    assert_array_equal(np.delete(again.known, 19), np.delete(series.known, 19))
+    assert_array_equal(again.values[19], series.values[18])
     spoilt(path, 61, price=None)
     with pytest.raises(DataError, match="row 61: 'north': no price at"):
         read_series(path, policies=policies, covariates=columns)
+
+
+@pytest.mark.parametrize("known", ["fail", "previous", "linear"])
+def test_a_row_missing_in_the_future_is_not_made_up(path: Path, known: Any) -> None:
+    without_row(path, 62)
+    with pytest.raises(DataError, match="row 62: 'north': no price at 2024-01-03 13:00:00, after"):
+        fitted(path, policies=replace(FILL, known=known))
+
+
+@pytest.mark.parametrize("row", [5, 20, 59])
+@pytest.mark.parametrize("there", [True, False], ids=["empty", "gap"])
+def test_the_policy_of_targets_is_not_that_of_known_covariates(
+    path: Path, row: int, there: bool
+) -> None:
+    if there:
+        spoilt(path, row, price=np.nan, y=None, rain=None)
+    else:
+        without_row(path, row)
+    stamp = np.datetime64("2024-01-01", "s") + np.timedelta64(row - 1, "h")
+    when = str(stamp).replace("T", " ")
+    said = f"row {row}: 'north': no price at {when}; give it, as it is known ahead"
+    with pytest.raises(DataError, match=said):
+        fitted(path, policies=FILL)
+    with pytest.raises(DataError, match=r"no (y|price)|missing"):  # nor the other way round
+        fitted(path, policies=Policies(known="previous"))
+    heard = Repairs()
+    columns = Covariates(("price", "holiday"), ("rain",))
+    policies = replace(FILL, known="linear")
+    found = read_series(path, policies=policies, covariates=columns, repairs=heard)[0]
+    assert found.known[row - 1, 0] == pytest.approx(found.known[[row - 2, row], 0].mean())
+    expected = {"price": 1} if there else {"price": 1, "holiday": 1}
+    assert heard.found["known"].columns == expected
+    assert heard.found["known"].rows == [row]
 
 
 def test_prediction_needs_what_training_had(path: Path, tmp_path: Path) -> None:

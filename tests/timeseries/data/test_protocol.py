@@ -13,7 +13,13 @@ from numpy.testing import assert_array_equal
 from sklearn.preprocessing import StandardScaler
 
 from core.jobs.errors import DataError, UsageError
-from timeseries.data.protocol import Protocol, check_length
+from timeseries.data.protocol import (
+    Protocol,
+    Tiling,
+    check_length,
+    check_training,
+    warn_of_borders_apart,
+)
 from timeseries.data.series import Series
 from timeseries.data.windows import Fitted, Windows, fit
 
@@ -130,6 +136,56 @@ def test_short_series_are_named_and_counted() -> None:
     ):
         check_length(some, protocol, "x.csv", skip=False, ahead=False)
     assert check_length(some[:3], protocol, "x.csv", skip=False, ahead=False) == some[:3]
+
+
+def test_series_that_begin_after_training_are_named_and_counted() -> None:
+    whole = series(100, name="whole")
+    late = [
+        replace(series(100 - row, name=f"from {row}"), stamps=whole.stamps[row:])
+        for row in (39, 38, 60)
+    ]
+    protocol = Protocol(8, 4, train_end=str(whole.stamps[50]), val_end=str(whole.stamps[70]))
+    assert [protocol.trains(one) for one in (whole, *late)] == [True, False, True, False]
+    said = r"2 of 4 series have less than look-back \+ horizon = 12 rows before training ends"
+    with pytest.raises(DataError, match=f"^x.csv: {said} .*, first 'from 39', which begins at"):
+        check_training([whole, *late], protocol, "x.csv", skip=False)
+    with pytest.warns(UserWarning, match=f"{said}.*; they are skipped"):
+        kept = check_training([whole, *late], protocol, "x.csv", skip=True)
+    assert [one.name for one in kept] == ["whole", "from 38"]
+    with pytest.raises(DataError, match="1 of 1 series"):
+        check_training(late[:1], protocol, "x.csv", skip=True)
+    by_share = Protocol(8, 4)
+    assert check_training([whole, *late], by_share, "x.csv", skip=False) == [whole, *late]
+
+
+@pytest.mark.parametrize("border", [0.5, 40])
+@pytest.mark.parametrize("kind", [Protocol, Tiling])
+def test_borders_that_are_apart_in_time_are_said(border: Any, kind: Any) -> None:
+    early, late = series(100, name="early"), series(100, name="late")
+    late = replace(late, stamps=late.stamps + np.timedelta64(5, "h"))
+    protocol = kind(train_end=border, val_end=0.8)
+    end = int(border * 100) if isinstance(border, float) else border
+    section = kind.__name__.lower()
+    said = (
+        f"x.csv: data.{section}.train_end {border} is {early.stamps[end - 1].item()} in series "
+        f"'early' and {late.stamps[end - 1].item()} in 'late': some are trained on the time that "
+        "others are tested on; give stamps"
+    )
+    with pytest.warns(UserWarning, match=said):
+        warn_of_borders_apart([late, early], protocol, "x.csv")
+    warn_of_borders_apart([early, replace(early, name="other")], protocol, "x.csv")
+    by_stamp = kind(train_end=str(early.stamps[50]), val_end=0.8)
+    warn_of_borders_apart([late, early], by_stamp, "y.csv")
+    numbered = [
+        replace(o, stamps=np.arange(100) + k, frequency=None) for k, o in enumerate([early, late])
+    ]
+    warn_of_borders_apart(numbered, protocol, "z.csv")
+
+
+def test_numbered_stamps_are_borders_by_name() -> None:
+    numbered = replace(series(100), stamps=np.arange(1000, 1100), frequency=None)
+    protocol = Protocol(8, 4, train_end="stamp 1050", val_end="stamp 1080", test_end="stamp 1200")
+    assert protocol.spans(numbered) == {"train": (0, 50), "val": (50, 80), "test": (80, 100)}
 
 
 # Scale

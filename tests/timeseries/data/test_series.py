@@ -20,6 +20,7 @@ from series_cases import LONG, days, read, refused, rows
 from core.jobs.errors import DataError, UsageError
 from timeseries.data.series import Policies, Series, read_series
 
+pytestmark = pytest.mark.filterwarnings("ignore::timeseries.data.repairs.RepairWarning")
 TWO = LONG + "".join(
     f"{name},2024-01-0{day},{value}\n"
     for name, day, value in (("b", 1, 1), ("b", 2, 2), ("a", 1, 10), ("b", 3, 3), ("a", 2, 20))

@@ -16,6 +16,7 @@ from series_cases import LONG, days, read, refused, rows
 
 from timeseries.data.series import Policies
 
+pytestmark = pytest.mark.filterwarnings("ignore::timeseries.data.repairs.RepairWarning")
 Fill = Literal["previous", "linear"]
 
 
@@ -76,6 +77,16 @@ def test_gaps(tmp_path: Path) -> None:
         (one,) = read(tmp_path, text, policies=Policies(gaps=policy))
         assert one.stamps.tolist() == days(*range(1, 9))
         assert one.values[:, 0].tolist() == values
+
+
+def test_closed_gaps_leave_rows_as_they_stand(tmp_path: Path) -> None:
+    text = rows("2024-01-01,1", "2024-01-02,2", "2024-01-05,5", "2024-01-06,6")
+    (one,) = read(tmp_path, text, policies=Policies(gaps="close"))
+    assert one.frequency == "1d"
+    assert one.stamps.tolist() == days(1, 2, 5, 6)
+    assert one.values[:, 0].tolist() == [1, 2, 5, 6]
+    off = rows("2024-01-01,1", "2024-01-02,2", "2024-01-05 01:00,5", "2024-01-06 01:00,6")
+    assert "off the grid" in refused(tmp_path, off, policies=Policies(gaps="close"))
 
 
 def test_missing_values(tmp_path: Path) -> None:

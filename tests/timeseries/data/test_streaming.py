@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -15,14 +16,16 @@ import torch
 from numpy.testing import assert_array_equal
 
 from core.jobs.errors import UserError
-from timeseries.data import streaming
+from timeseries.data import calendar, streaming
 from timeseries.data.covariates import Covariates
 from timeseries.data.forecasts import ForecastWindows
 from timeseries.data.protocol import Protocol
+from timeseries.data.repairs import Repairs
 from timeseries.data.series import Policies, Series, read_series
 
+pytestmark = pytest.mark.filterwarnings("ignore::timeseries.data.repairs.RepairWarning")
 COVARIATES = Covariates(("price",), ("rain",), ("kind", "size"))
-FILL = Policies("sort", "mean", "linear", "previous")
+FILL = Policies("sort", "mean", "linear", "previous", "linear")
 
 
 @pytest.fixture(autouse=True)
@@ -83,11 +86,16 @@ def both(path: Path, **options: Any) -> tuple[Any, Any]:
         **options,
     }
     found: list[Any] = []
-    for read in (read_series, streaming.stream_series):
+    repairs: list[Any] = []
+    # the second time out of the cache
+    for read in (read_series, streaming.stream_series, streaming.stream_series):
+        heard = Repairs()
         try:
-            found.append(read(path, **given))
+            found.append(read(path, **given, repairs=heard))
+            repairs.append(heard.plain())
         except UserError as error:
             found.append((type(error).__bases__[0], error.code, str(error)))
+    assert all(heard == repairs[0] for heard in repairs)
     return found[0], found[1]
 
 
@@ -141,6 +149,10 @@ GOOD: dict[str, tuple[pl.DataFrame, dict[str, Any]]] = {
         pl.concat([table().sample(fraction=0.8, seed=1), table().sample(fraction=0.3, seed=2)]),
         {"policies": FILL, "covariates": COVARIATES, "frequency": "1h"},
     ),
+    "closed gaps": (
+        table().sample(fraction=0.8, seed=1),
+        {"policies": Policies("sort", gaps="close"), "frequency": "1h", "covariates": COVARIATES},
+    ),
     "empty cells": (cell(9, "y", None)(table()), {"policies": FILL}),
 }
 
@@ -186,6 +198,15 @@ BAD: dict[str, tuple[pl.DataFrame, dict[str, Any]]] = {
     "static among interleaved": (cell(70, "size", 9)(interleaved()), {"covariates": COVARIATES}),
     "no static": (cell(70, "kind", None)(table()), {"covariates": COVARIATES}),
     "nothing to fill with": (cell(1, "y", None)(table()), {"policies": FILL}),
+    "price": (cell(20, "price", None)(table()), {"covariates": COVARIATES}),
+    "prices of two": (
+        cell(50, "price", None)(cell(20, "price", None)(interleaved())),
+        {"covariates": COVARIATES, "policies": Policies(missing="previous")},
+    ),
+    "price in a gap": (
+        table().filter(pl.int_range(pl.len()) != 60),
+        {"covariates": COVARIATES, "policies": Policies(gaps="previous")},
+    ),
     "future": (
         cell(40, "price", None)(cell(40, "y", None)(table())),
         {"covariates": COVARIATES},
@@ -285,3 +306,22 @@ def test_small_files_and_other_kinds_are_read_whole(
     assert not streaming.streams(tmp_path / "bad.parquet")
     monkeypatch.setattr(streaming, "STREAM_ROWS", len(table()) + 1)
     assert not streaming.streams(path)
+
+
+def test_building_holds_little_of_a_long_series(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a row only its number and its place on the grid, 8 bytes each, and some booleans."""
+    peaks = []
+    monkeypatch.setattr(streaming, "_BATCH", 1 << 12)
+    monkeypatch.setattr(calendar, "_PIECE", 1 << 12)
+    for rows in (100_000, 300_000):
+        table(rows).head(rows).write_parquet(tmp_path / f"{rows}.parquet")
+        tracemalloc.start()
+        found = streaming.stream_series(
+            tmp_path / f"{rows}.parquet", *("ds", "unique_id", None, Policies(), None, Covariates())
+        )
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert [len(one) for one in found] == [rows]
+    assert (peaks[1] - peaks[0]) / 200_000 < 20

@@ -21,6 +21,8 @@ from timeseries.data.masks import Masks
 from timeseries.data.protocol import Tiling
 from timeseries.data.series import Policies, read_series
 
+pytestmark = pytest.mark.filterwarnings("ignore::timeseries.data.repairs.RepairWarning")
+
 ROWS = {"a": 400, "b": 250}
 TILING = Tiling(length=48, overlap=20, stride=7)
 
