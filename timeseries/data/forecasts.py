@@ -18,6 +18,7 @@ from core.jobs.loader import ResumableLoader
 from core.jobs.shards import load_predictions
 from timeseries.data import calendar
 from timeseries.data.covariates import Covariates, static_columns
+from timeseries.data.layout import AUTO, layout
 from timeseries.data.protocol import Protocol, check_length
 from timeseries.data.series import Policies, Series, read_series
 from timeseries.data.streaming import stream_series, streams
@@ -35,9 +36,10 @@ class ForecastWindows(RecordDataModule):
     Args:
         path: the table to train and test on.
         predict_path: what ``predict`` reads; without it, ``path``.
-        time: column of stamps; null numbers the rows of each series.
+        time: column of stamps; null numbers the rows of each series. ``auto`` takes ``ds`` or
+            ``date``.
         series: column that names the series of a row (long table); null for one series whose
-            channels are columns (wide table).
+            channels are columns (wide table). ``auto`` takes ``unique_id`` where there is one.
         targets: columns to forecast; null takes ``y`` of a long table, all of a wide one.
         known: columns of covariates that are known for the horizon as well, such as holidays. For
             ``predict`` from the end of a file, rows after the last target hold them, with empty
@@ -66,8 +68,8 @@ class ForecastWindows(RecordDataModule):
         self,
         path: str | None = None,
         predict_path: str | None = None,
-        time: str | None = "ds",
-        series: str | None = "unique_id",
+        time: str | None = AUTO,
+        series: str | None = AUTO,
         targets: list[str] | None = None,
         known: list[str] = [],  # noqa: B006  # read only
         observed: list[str] = [],  # noqa: B006  # read only
@@ -111,6 +113,7 @@ class ForecastWindows(RecordDataModule):
             time, name, targets = self.columns
             if targets is None and self.fitted is not None:
                 targets = list(self.fitted.channels)
+            time, name = layout(path, time, name, targets, self.covariates)
             read = stream_series if streams(path) else read_series
             self.kept[path] = read(
                 path, time, name, targets, self.policies, self.frequency, self.covariates
