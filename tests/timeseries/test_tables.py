@@ -59,6 +59,7 @@ def test_tables_are_those_of_the_predicted_rows(
         *(f"{data}.origins", "test", "--tracking.root", runs),
     )
     assert code == 0, said
+    assert len(list((server.folder / runs).rglob("predicted_forecasts.png"))) == 1
     rows = load_predictions(server.folder / f"rows_{config}").collect()
     expected = by_hand(rows)
 

@@ -281,7 +281,7 @@ class ForecastWindows(RecordDataModule):
             channels = ", ".join(self.fitted.channels)
             raise SkipRecord(f"values must be rows of one finite number for each of {channels}")
         try:
-            known, ahead = _stamps(str(record["origin"]), frequency, lookback, horizon)
+            known, ahead = stamps_around(str(record["origin"]), frequency, lookback, horizon)
         except ValueError as error:
             kind = "a whole number" if frequency is None else "a stamp such as 2024-01-31T13:00:00"
             raise SkipRecord(f"origin {record['origin']!r} is not {kind}") from error
@@ -340,8 +340,11 @@ class ForecastWindows(RecordDataModule):
             rows.sink_parquet(target)
 
 
-def _stamps(origin: str, frequency: str | None, lookback: int, horizon: int) -> tuple[Any, Any]:
-    """Stamps of the look-back, whose last is ``origin``, and of the horizon."""
+def stamps_around(
+    origin: str, frequency: str | None, lookback: int, horizon: int
+) -> tuple[Any, Any]:
+    """Stamps of the look-back, whose last is ``origin``, and of the horizon. Raises ValueError for
+    an ``origin`` that is no stamp."""
     if frequency is None:
         row = int(origin)
         return np.arange(row - lookback + 1, row + 1), np.arange(row + 1, row + 1 + horizon)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -11,10 +12,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from core.jobs.data import RecordDataModule
 from core.jobs.errors import UsageError
 from core.jobs.optim import Optimisation, adamw
 from core.jobs.tracking import log_figure, log_table
+from timeseries.data.forecasts import ForecastWindows
 from timeseries.data.windows import Windows
+from timeseries.tasks import fans
 from timeseries.tasks.errors import (
     Coverage,
     ForecastErrors,
@@ -24,8 +28,6 @@ from timeseries.tasks.errors import (
     seasonal_naive,
 )
 from timeseries.tasks.figures import Shown, forecasts_figure, horizon_figure
-
-_SHOWN = 4
 
 
 class Outcome(NamedTuple):
@@ -125,9 +127,12 @@ class ForecastTask(L.LightningModule):
             self.series_errors.update(batch["series"], errors)
         if self.levels and not found.low.isnan().any():
             self.coverage.update(batch["future"], found.low, found.high)
-        batches = int(self.trainer.num_test_batches[0])
-        if batch_idx in np.linspace(0, batches - 1, _SHOWN).astype(int):
-            self._shown.append(_shown(batch, found))
+        shown = fans.spread(int(self.trainer.num_test_batches[0]))
+        if batch_idx in shown:
+            channels = np.linspace(0, batch["mean"].shape[1] - 1, len(shown)).astype(int)
+            channel, ends = int(channels[len(self._shown)]), (found.low, found.high)
+            fan = fans.tested(batch, found.forecast, ends, channel, self._tested_windows())
+            self._shown.append(fan)
 
     def on_test_epoch_end(self) -> None:
         naive = {_naive(kind): v for kind, v in self.naive_errors.totals().items()}
@@ -202,23 +207,20 @@ class ForecastTask(L.LightningModule):
         columns["actual"] = pa.array(np.stack(actual).reshape(-1), from_pandas=True)
         return columns
 
+    def predictions_written(self, folder: Path, data: RecordDataModule) -> None:
+        """Log ``plots/predicted_forecasts.png``, fans of the predictions in ``folder``."""
+        if self.trainer.loggers and isinstance(data, ForecastWindows):
+            shown = fans.predicted(folder, data, self.levels)
+            if shown:
+                figure = forecasts_figure(shown, self.levels)
+                log_figure(self.trainer, figure, "plots/predicted_forecasts.png")
+
     def configure_optimizers(self) -> Any:
         if not any(p.requires_grad for p in self.model.parameters()):
             name = type(self.model).__name__
             raise UsageError(f"{name} has nothing to train; use test or predict without fit")
         steps = int(self.trainer.estimated_stepping_batches)
         return adamw(self, steps=steps, **vars(self.optimisation))
-
-
-def _shown(batch: dict[str, Any], found: Outcome) -> Shown:
-    """The last channel of a batch's first window, in the data's units."""
-    mean, std = batch["mean"][0, -1], batch["std"][0, -1]
-    past, future, forecast = (
-        (x[0, :, -1].float() * std + mean).cpu().numpy()
-        for x in (batch["past"], batch["future"], found.forecast)
-    )
-    low, high = ((x[:, 0, :, -1] * std + mean).cpu().numpy() for x in (found.low, found.high))
-    return Shown(batch["stamps"][0].cpu().numpy(), past, future, forecast, low, high)
 
 
 def _naive(kind: str) -> str:
