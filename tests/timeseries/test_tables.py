@@ -70,12 +70,18 @@ def test_tables_are_those_of_the_predicted_rows(
     wanted = expected.group_by(keys, maintain_order=True).agg(pl.selectors.numeric().mean())
     if config == "quantiles":
         wanted = wanted.with_columns(wql=pl.col("loss") / pl.col("size"))
-        assert {"wql", "crps"} <= set(found.columns)
+    intervals = (20, 40, 60, 80) if config == "quantiles" else (80, 95)
+    kinds = {f"coverage_{level}" for level in intervals}
+    kinds |= {"wql", "crps"} if config == "quantiles" else set()
+    assert kinds <= set(found.columns)
     same(found, wanted.sort(keys), found.columns[3:])
 
     found = stored(server.folder / runs, "test_by_horizon")
     assert found["step"].to_list() == list(range(1, HORIZON + 1))
     wanted = expected.group_by("step").agg(pl.selectors.numeric().mean()).sort("step")
+    if config == "quantiles":
+        wanted = wanted.with_columns(wql=pl.col("loss") / pl.col("size"))
+    assert kinds <= set(found.columns)
     same(found, wanted, found.columns[1:])
 
 
@@ -96,6 +102,10 @@ def by_hand(rows: pl.DataFrame) -> pl.DataFrame:
             errors["mae" + end] = error / train.std()
             errors["mse_original" + end], errors["mae_original" + end] = error**2, error
             errors["mase" + end] = error / unit
+        for end in (c for c in rows.columns if c.startswith("lower_")):
+            level = end.removeprefix("lower_")
+            low, high = (part[f"{side}_{level}"].to_numpy() for side in ("lower", "upper"))
+            errors[f"coverage_{level}"] = ((low <= truth) & (truth <= high)).astype(float)
         quantiles = [c for c in rows.columns if c.startswith("q_")]
         if quantiles:
             loss = np.zeros(len(part))

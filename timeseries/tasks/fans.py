@@ -65,8 +65,8 @@ def predicted(folder: Path, data: ForecastWindows, levels: Sequence[float]) -> l
     found: dict[tuple[int, int], Shown] = {}
     for pair in spread(len(records) * len(channels)):
         record, channel = divmod(pair, len(channels))
-        part = rows.filter(pl.col("record") >= record).head(horizon * len(channels))
-        part = part.collect(engine="streaming")
+        first = rows.filter(pl.col("record") >= record).head(horizon * len(channels))
+        part = first.collect(engine="streaming")
         if part.is_empty():
             continue
         number = int(part["record"][0])

@@ -174,12 +174,13 @@ def reconstruction_figure(values: NDArray, patches: NDArray, mask: NDArray) -> F
     return figure
 
 
-def horizon_figure(errors: Mapping[str, NDArray]) -> Figure:
-    """Mean squared error, standardised, by step of the horizon."""
+def horizon_figure(table: pl.DataFrame) -> Figure:
+    """Mean squared error, standardised, by step of the horizon; columns step, mse and
+    mse_seasonal_naive."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    for (name, values), color in zip(errors.items(), (_INK, _PALE), strict=False):
-        axes.plot(np.arange(1, len(values) + 1), values, color=color, label=name)
+    axes.plot(table["step"], table["mse"], color=_INK, label="model")
+    axes.plot(table["step"], table["mse_seasonal_naive"], color=_PALE, label="seasonal naive")
     axes.set(xlabel="step of the horizon", ylabel="mean squared error, standardised")
     axes.set_ylim(bottom=0)
     axes.legend()
