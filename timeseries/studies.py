@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 from matplotlib.figure import Figure
 
 from core.jobs.errors import DataError, UsageError
-from core.jobs.studies import Trial, run_study
+from core.jobs.studies import Trial, logged_table, run_study
 from core.jobs.usage import one_line
 from timeseries.data.forecasts import ForecastWindows
 
@@ -67,9 +67,12 @@ def backtest(arguments: Sequence[str]) -> None:
         "every fit and test.",
     )
     parser.add_argument("--config", required=True, help="YAML file of one model")
-    parser.add_argument("--folds", type=int, default=3)
-    parser.add_argument("--span", type=int, help="rows of a test span; default: the horizon")
-    parser.add_argument("--out", default="backtest.csv", help="the table; holds finished rows")
+    parser.add_argument("--folds", type=int, default=3, help="test spans; default: %(default)s")
+    parser.add_argument(
+        "--span", type=int, help="rows of a test span, at least the horizon; default: the horizon"
+    )
+    out = "the table; holds finished rows; default: %(default)s"
+    parser.add_argument("--out", default="backtest.csv", help=out)
     given, rest = parser.parse_known_args(list(arguments))
     rows, horizon = _rows(given.config, rest)
     span = given.span or horizon
@@ -86,7 +89,8 @@ def backtest(arguments: Sequence[str]) -> None:
         keys = [f"--data.init_args.protocol.{key}={row}" for key, row in borders.items()]
         labels = {"model": Path(given.config).stem, "fold": fold, "test_end": end}
         trials.append(Trial(labels, ("--config", given.config, *rest, *keys), train))
-    table = run_study("timeseries", "backtest", trials, Path(given.out), backtest_figure)
+    draw = backtest_figure, backtest_by_horizon
+    table = run_study("timeseries", "backtest", trials, Path(given.out), *draw)
     print_table(table.select("fold", "test_end", *_BARS, "mase", "mse_seasonal_naive"))
 
 
@@ -212,4 +216,52 @@ def backtest_figure(table: pl.DataFrame) -> Figure:
     axes.set_xticks(table["fold"].to_list())
     axes.set_ylim(bottom=0)
     axes.legend()
+    return figure
+
+
+def backtest_by_horizon(table: pl.DataFrame) -> dict[str, Figure | pl.DataFrame]:
+    """``tables/backtest_by_horizon.csv`` and a figure: the errors of all folds by step, beside the
+    seasonal naive forecast's. Means over windows, as if all folds were one test; ``wql`` is a mean
+    of the folds' own. What the tests have logged is read, also of folds that an earlier command
+    tested."""
+    parts = []
+    for fold, run in table.sort("fold").select("fold", "run_id").iter_rows():
+        part = logged_table(run, "tables/test_by_horizon.csv")
+        if part is None or "windows" not in part.columns:
+            sys.stderr.write(
+                f"warning: fold {fold} is not in the errors by horizon: {run} has none\n"
+            )
+            continue
+        parts.append(part.with_columns(pl.lit(fold).alias("fold")))
+    if not parts:
+        return {}
+    rows = pl.concat(parts, how="diagonal_relaxed")
+    kinds = [name for name in rows.columns if name not in ("step", "windows", "fold")]
+    known = [pl.col("windows").filter(pl.col(kind).is_not_null()).sum() for kind in kinds]
+    means = [
+        (pl.col(kind) * pl.col("windows")).sum() / windows
+        for kind, windows in zip(kinds, known, strict=True)
+    ]
+    by_step = rows.group_by("step", maintain_order=True).agg(
+        pl.len().alias("folds"), pl.col("windows").sum(), *means
+    )
+    return {
+        "tables/backtest_by_horizon.csv": by_step,
+        "plots/backtest_by_horizon.png": _by_horizon_figure(by_step, rows, table["model"][0]),
+    }
+
+
+def _by_horizon_figure(by_step: pl.DataFrame, rows: pl.DataFrame, model: str) -> Figure:
+    """MSE by step of the horizon, the folds' own as thin lines."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for number, (_, fold) in enumerate(rows.group_by("fold", maintain_order=True)):
+        label = None if number else "one fold"
+        axes.plot(fold["step"], fold["mse"], color="C0", alpha=0.35, lw=1, label=label)
+    axes.plot(by_step["step"], by_step["mse"], color="C0", lw=2, label=f"{model}, all folds")
+    naive = by_step["mse_seasonal_naive"]
+    axes.plot(by_step["step"], naive, color="black", ls="--", label="seasonal naive, all folds")
+    axes.set(xlabel="step of the horizon", ylabel="mean squared error, standardised")
+    axes.set_ylim(bottom=0)
+    figure.legend(loc="outside upper right", ncols=3, fontsize=8)
     return figure

@@ -147,9 +147,11 @@ class ForecastTask(L.LightningModule):
             if name in by_step:
                 self.log(f"test/{name}", by_step[name].mean().float())
         self._log_by_series()
+        windows: Any = self.trainer.strategy.reduce(self.test_errors.windows, reduce_op="sum")
         if self.trainer.is_global_zero:
             table = pl.DataFrame({name: values.cpu().numpy() for name, values in by_step.items()})
-            table = table.select(pl.int_range(1, pl.len() + 1).alias("step"), pl.all())
+            step = pl.int_range(1, pl.len() + 1).alias("step")
+            table = table.select(step, pl.lit(int(windows)).alias("windows"), pl.all())
             log_table(self.trainer, table, "tables/test_by_horizon.csv")
             log_figure(self.trainer, horizon_figure(table), "plots/test_by_horizon.png")
             figure = forecasts_figure(self._shown, self.levels)
