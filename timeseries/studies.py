@@ -177,7 +177,8 @@ def print_table(table: pl.DataFrame) -> None:
 
 
 def comparison_figure(table: pl.DataFrame) -> Figure:
-    """MSE of every model, a group of bars a horizon, the seasonal naive forecast's as a line."""
+    """MSE of every model, a group of bars a horizon, the seasonal naive forecast's as a line, which
+    also stands for a model that gives the same forecasts."""
     if table.is_empty():
         raise DataError("the table has no rows")
     if "horizon" not in table.columns:
@@ -185,9 +186,9 @@ def comparison_figure(table: pl.DataFrame) -> Figure:
     found = summary(table, ["horizon", "model"])
     horizons = found["horizon"].unique(maintain_order=True).to_list()
     models = found["model"].unique(maintain_order=True).to_list()
-    figure = Figure(
-        figsize=(max(6, 1 + len(horizons) * len(models) * 0.4), 4), layout="constrained"
-    )
+    models = [m for m in models if not _is_naive(found.filter(pl.col("model") == m))] or models
+    width = max(6, 3.5 + len(horizons) * len(models) * 0.4)  # 2.5 of it for the names
+    figure = Figure(figsize=(width, max(4, 1 + len(models) * 0.2)), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(models)
     for number, model in enumerate(models):
@@ -201,8 +202,12 @@ def comparison_figure(table: pl.DataFrame) -> Figure:
         axes.plot([place - 0.4, place + 0.4], [naive, naive], color="black", ls="--", label=label)
     axes.set_xticks(np.arange(len(horizons)), [str(h) for h in horizons])
     axes.set(xlabel="horizon", ylabel="mean squared error, standardised")
-    axes.legend(ncols=2, fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
     return figure
+
+
+def _is_naive(model: pl.DataFrame) -> bool:
+    return bool(np.allclose(model["mse"], model["mse_seasonal_naive"], rtol=1e-5))
 
 
 def backtest_figure(table: pl.DataFrame) -> Figure:

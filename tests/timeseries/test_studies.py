@@ -98,6 +98,26 @@ def test_backtest_moves_the_borders_forward(folder: Path) -> None:
         assert by_step[kind].mean() == pytest.approx(table[kind].mean(), rel=1e-5), kind
 
 
+def test_comparison_has_one_seasonal_naive_and_no_legend_on_bars(tmp_path: Path) -> None:
+    models = {"dlinear": 0.5, "seasonal_naive": 1.0, "a_name_that_is_rather_long": 1.2}
+    rows = [
+        {"model": model, "horizon": horizon, "seed": 0, "mse": mse, "mse_seasonal_naive": 1.0}
+        for horizon in (96, 192)
+        for model, mse in models.items()
+    ]
+    table = pl.DataFrame(rows).with_columns(mae=1.0, mase=1.0, seconds=1.0)
+    figure = studies.comparison_figure(table)
+    (legend,) = figure.legends
+    named = [text.get_text() for text in legend.get_texts()]
+    assert sorted(named) == ["a_name_that_is_rather_long", "dlinear", "seasonal naive"]
+    (axes,) = figure.axes
+    assert len(axes.patches) == 4
+    figure.savefig(tmp_path / "compare.png")
+    assert legend.get_window_extent().x0 >= axes.get_window_extent().x1
+    alone = studies.comparison_figure(table.filter(pl.col("model") == "seasonal_naive"))
+    assert len(alone.axes[0].patches) == 2
+
+
 def test_folds_count_by_their_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     # by step and window
     errors = {"one": [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], "two": [[7.0], [80.0]]}
