@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import yaml
 from jsonargparse import ArgumentParser
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from core.jobs.errors import DataError, UsageError
@@ -171,7 +172,11 @@ def summary(table: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
 
 def print_table(table: pl.DataFrame) -> None:
     with pl.Config(
-        tbl_rows=-1, tbl_cols=-1, tbl_hide_column_data_types=True, tbl_hide_dataframe_shape=True
+        tbl_rows=-1,
+        tbl_cols=-1,
+        tbl_width_chars=200,
+        tbl_hide_column_data_types=True,
+        tbl_hide_dataframe_shape=True,
     ):
         sys.stdout.write(f"{table}\n")
 
@@ -190,12 +195,13 @@ def comparison_figure(table: pl.DataFrame) -> Figure:
     width = max(6, 3.5 + len(horizons) * len(models) * 0.4)  # 2.5 of it for the names
     figure = Figure(figsize=(width, max(4, 1 + len(models) * 0.2)), layout="constrained")
     axes = figure.subplots()
-    width = 0.8 / len(models)
+    width, tab20 = 0.8 / len(models), colormaps["tab20"]
     for number, model in enumerate(models):
         part = found.filter(pl.col("model") == model)
         at = [horizons.index(h) + (number + 0.5) * width - 0.4 for h in part["horizon"]]
         spread = part["mse_std"].fill_null(0)
-        axes.bar(at, part["mse"], width * 0.9, yerr=spread, label=model)
+        color = tab20(number) if len(models) > 10 else None  # there are 10 usual colours
+        axes.bar(at, part["mse"], width * 0.9, yerr=spread, label=model, color=color)
     for place, horizon in enumerate(horizons):
         naive = found.filter(pl.col("horizon") == horizon)["mse_seasonal_naive"][0]
         label = "seasonal naive" if place == 0 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,6 +87,18 @@ def meters(folder: Path) -> list[Path]:
     for file, table in zip(files, (long, wide, wide.rename({"date": "ds"})), strict=True):
         table.write_parquet(file)
     return files
+
+
+def test_readme_names_every_config_and_compares_forecasters() -> None:
+    text = (ROOT / "timeseries" / "README.md").read_text()
+    tables = "\n".join(line for line in text.splitlines() if line.startswith("| "))
+    named = set(re.findall(r"`([a-z0-9_]+\.yaml)`", tables))
+    named |= {c.name for c in CLASSIFICATION if "`..._classifier.yaml`" in tables}
+    assert {c.name for c in CONFIGS if c.parent == FOLDER} <= named
+    line = text.split("timeseries compare ")[1].split("\ntimeseries ")[0]
+    first, braces, last = re.split(r"[{}]", line.split("--configs")[1].strip(" \\\n"))
+    compared = [Path(f"{ROOT}/{first}{name}{last}") for name in braces.split(",")]
+    assert set(compared) <= set(FORECASTING)
 
 
 @pytest.mark.parametrize("config", FORECASTING, ids=lambda c: f"{c.parent.name}/{c.stem}")
