@@ -13,10 +13,11 @@ import numpy as np
 import polars as pl
 import yaml
 from jsonargparse import ArgumentParser
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from core.jobs.errors import DataError, UsageError
-from core.jobs.studies import Trial, run_study
+from core.jobs.studies import Trial, logged_table, run_study
 from core.jobs.usage import one_line
 from timeseries.data import calendar
 from timeseries.data.forecasts import ForecastWindows
@@ -71,9 +72,12 @@ def backtest(arguments: Sequence[str]) -> None:
         "fold. Further keys go to every fit and test.",
     )
     parser.add_argument("--config", required=True, help="YAML file of one model")
-    parser.add_argument("--folds", type=int, default=3)
-    parser.add_argument("--span", type=int, help="rows of a test span; default: the horizon")
-    parser.add_argument("--out", default="backtest.csv", help="the table; holds finished rows")
+    parser.add_argument("--folds", type=int, default=3, help="test spans; default: %(default)s")
+    parser.add_argument(
+        "--span", type=int, help="rows of a test span, at least the horizon; default: the horizon"
+    )
+    out = "the table; holds finished rows; default: %(default)s"
+    parser.add_argument("--out", default="backtest.csv", help=out)
     given, rest = parser.parse_known_args(list(arguments))
     data = data_module(given.config, rest)
     if data.path is None:
@@ -91,7 +95,8 @@ def backtest(arguments: Sequence[str]) -> None:
             "not_tested": fold.late + fold.over,
         }
         trials.append(Trial(labels, ("--config", given.config, *rest, *keys, skip), train))
-    table = run_study("timeseries", "backtest", trials, Path(given.out), backtest_figure)
+    draw = backtest_figure, backtest_by_horizon
+    table = run_study("timeseries", "backtest", trials, Path(given.out), *draw)
     shown = ("fold", "test_end", "series", "not_tested", *_BARS, "mase", "mse_seasonal_naive")
     print_table(table.select(shown))
 
@@ -214,13 +219,18 @@ def summary(table: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
 
 def print_table(table: pl.DataFrame) -> None:
     with pl.Config(
-        tbl_rows=-1, tbl_cols=-1, tbl_hide_column_data_types=True, tbl_hide_dataframe_shape=True
+        tbl_rows=-1,
+        tbl_cols=-1,
+        tbl_width_chars=200,
+        tbl_hide_column_data_types=True,
+        tbl_hide_dataframe_shape=True,
     ):
         sys.stdout.write(f"{table}\n")
 
 
 def comparison_figure(table: pl.DataFrame) -> Figure:
-    """MSE of every model, a group of bars a horizon, the seasonal naive forecast's as a line."""
+    """MSE of every model, a group of bars a horizon, the seasonal naive forecast's as a line, which
+    also stands for a model that gives the same forecasts."""
     if table.is_empty():
         raise DataError("the table has no rows")
     if "horizon" not in table.columns:
@@ -228,24 +238,29 @@ def comparison_figure(table: pl.DataFrame) -> Figure:
     found = summary(table, ["horizon", "model"])
     horizons = found["horizon"].unique(maintain_order=True).to_list()
     models = found["model"].unique(maintain_order=True).to_list()
-    figure = Figure(
-        figsize=(max(6, 1 + len(horizons) * len(models) * 0.4), 4), layout="constrained"
-    )
+    models = [m for m in models if not _is_naive(found.filter(pl.col("model") == m))] or models
+    width = max(6, 3.5 + len(horizons) * len(models) * 0.4)  # 2.5 of it for the names
+    figure = Figure(figsize=(width, max(4, 1 + len(models) * 0.2)), layout="constrained")
     axes = figure.subplots()
-    width = 0.8 / len(models)
+    width, tab20 = 0.8 / len(models), colormaps["tab20"]
     for number, model in enumerate(models):
         part = found.filter(pl.col("model") == model)
         at = [horizons.index(h) + (number + 0.5) * width - 0.4 for h in part["horizon"]]
         spread = part["mse_std"].fill_null(0)
-        axes.bar(at, part["mse"], width * 0.9, yerr=spread, label=model)
+        color = tab20(number) if len(models) > 10 else None  # there are 10 usual colours
+        axes.bar(at, part["mse"], width * 0.9, yerr=spread, label=model, color=color)
     for place, horizon in enumerate(horizons):
         naive = found.filter(pl.col("horizon") == horizon)["mse_seasonal_naive"][0]
         label = "seasonal naive" if place == 0 else None
         axes.plot([place - 0.4, place + 0.4], [naive, naive], color="black", ls="--", label=label)
     axes.set_xticks(np.arange(len(horizons)), [str(h) for h in horizons])
     axes.set(xlabel="horizon", ylabel="mean squared error, standardised")
-    axes.legend(ncols=2, fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
     return figure
+
+
+def _is_naive(model: pl.DataFrame) -> bool:
+    return bool(np.allclose(model["mse"], model["mse_seasonal_naive"], rtol=1e-5))
 
 
 def backtest_figure(table: pl.DataFrame) -> Figure:
@@ -259,4 +274,52 @@ def backtest_figure(table: pl.DataFrame) -> Figure:
     axes.set_xticks(table["fold"].to_list())
     axes.set_ylim(bottom=0)
     axes.legend()
+    return figure
+
+
+def backtest_by_horizon(table: pl.DataFrame) -> dict[str, Figure | pl.DataFrame]:
+    """``tables/backtest_by_horizon.csv`` and a figure: the errors of all folds by step, beside the
+    seasonal naive forecast's. Means over windows, as if all folds were one test; ``wql`` is a mean
+    of the folds' own. What the tests have logged is read, also of folds that an earlier command
+    tested."""
+    parts = []
+    for fold, run in table.sort("fold").select("fold", "run_id").iter_rows():
+        part = logged_table(run, "tables/test_by_horizon.csv")
+        if part is None or "windows" not in part.columns:
+            sys.stderr.write(
+                f"warning: fold {fold} is not in the errors by horizon: {run} has none\n"
+            )
+            continue
+        parts.append(part.with_columns(pl.lit(fold).alias("fold")))
+    if not parts:
+        return {}
+    rows = pl.concat(parts, how="diagonal_relaxed")
+    kinds = [name for name in rows.columns if name not in ("step", "windows", "fold")]
+    known = [pl.col("windows").filter(pl.col(kind).is_not_null()).sum() for kind in kinds]
+    means = [
+        (pl.col(kind) * pl.col("windows")).sum() / windows
+        for kind, windows in zip(kinds, known, strict=True)
+    ]
+    by_step = rows.group_by("step", maintain_order=True).agg(
+        pl.len().alias("folds"), pl.col("windows").sum(), *means
+    )
+    return {
+        "tables/backtest_by_horizon.csv": by_step,
+        "plots/backtest_by_horizon.png": _by_horizon_figure(by_step, rows, table["model"][0]),
+    }
+
+
+def _by_horizon_figure(by_step: pl.DataFrame, rows: pl.DataFrame, model: str) -> Figure:
+    """MSE by step of the horizon, the folds' own as thin lines."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for number, (_, fold) in enumerate(rows.group_by("fold", maintain_order=True)):
+        label = None if number else "one fold"
+        axes.plot(fold["step"], fold["mse"], color="C0", alpha=0.35, lw=1, label=label)
+    axes.plot(by_step["step"], by_step["mse"], color="C0", lw=2, label=f"{model}, all folds")
+    naive = by_step["mse_seasonal_naive"]
+    axes.plot(by_step["step"], naive, color="black", ls="--", label="seasonal naive, all folds")
+    axes.set(xlabel="step of the horizon", ylabel="mean squared error, standardised")
+    axes.set_ylim(bottom=0)
+    figure.legend(loc="outside upper right", ncols=3, fontsize=8)
     return figure

@@ -305,6 +305,9 @@ class _ShardWriter(Callback):
         trainer.strategy.barrier("all shards written")
         if trainer.is_global_zero:
             finish_job(self.job.datamodule, self.job.config, self.job.manifest)
+            written = getattr(pl_module, "predictions_written", None)  # of tasks that draw them
+            if callable(written):
+                written(self.folder, self.job.datamodule)
 
     def _add_skipped(self) -> None:
         """Batches of which no record was left never reached the model."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,13 +41,15 @@ def run_study(
     trials: Sequence[Trial],
     table: Path,
     draw: Callable[[pl.DataFrame], Figure],
+    more: Callable[[pl.DataFrame], Mapping[str, Figure | pl.DataFrame]] | None = None,
 ) -> pl.DataFrame:
     """Run every trial that ``table`` (CSV) does not hold yet, and add its row when it is done.
 
     Columns: the labels, the test metrics without ``test/``, ``seconds`` of fit and test, ``run_id``
     of the test. The table and the figure that ``draw`` makes of it are artifacts of a run in
-    the experiment ``<domain>/<name>``; the trials' runs are its children. Raises UsageError for a
-    table of other labels, and what ends any trial before its run begins, before the first one.
+    the experiment ``<domain>/<name>``, and so are figures and tables that ``more`` makes, by path;
+    the trials' runs are its children. Raises UsageError for a table of other labels, and what ends
+    any trial before its run begins, before the first one.
     """
     done = _read(table, trials)
     _check(domain, [t for t in trials if done is None or done.filter(_is(t)).is_empty()])
@@ -61,7 +64,7 @@ def run_study(
             with replacing(table) as part:
                 done.write_csv(part)
         assert done is not None
-        log(table, draw(done))
+        log(table, draw(done), more=more(done) if more else {})
     return done
 
 
@@ -91,6 +94,20 @@ def _without_seed(arguments: Sequence[str]) -> tuple[str, ...]:
 
 def _said(trial: Trial) -> str:
     return ", ".join(f"{key} {value}" for key, value in trial.labels.items())
+
+
+def logged_table(run_id: str, path: str) -> pl.DataFrame | None:
+    """A table that a run of a study has logged; None if it is not to be had."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    client = MlflowClient(tracking.tracking_uri(tracking.TrackingConfig()))
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return pl.read_csv(client.download_artifacts(run_id, path, folder))
+        except (MlflowException, OSError, pl.exceptions.PolarsError):
+            return None
 
 
 def _is(trial: Trial) -> pl.Expr:
@@ -132,8 +149,8 @@ def _run(domain: str, trial: Trial) -> dict[str, str | int | float]:
 def parent_run(
     domain: str, name: str, params: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[Callable[..., None]]:
-    """A run that is the parent of all that are made within; yields what logs its table, its figure
-    and metrics."""
+    """A run that is the parent of all that are made within; yields what logs its table, its figure,
+    metrics, and further figures and tables by path."""
     from mlflow.tracking import MlflowClient
 
     config = tracking.TrackingConfig()
@@ -150,12 +167,20 @@ def parent_run(
         client.log_param(run_id, key, value)
 
     def log(
-        table: Path, figure: Figure, metrics: Mapping[str, float] = MappingProxyType({})
+        table: Path,
+        figure: Figure,
+        metrics: Mapping[str, float] = MappingProxyType({}),
+        more: Mapping[str, Figure | pl.DataFrame] = MappingProxyType({}),
     ) -> None:
         for key, value in metrics.items():
             client.log_metric(run_id, key, value)
         client.log_artifact(run_id, str(table))
         client.log_figure(run_id, figure, f"plots/{name}.png")
+        for path, item in more.items():
+            if isinstance(item, pl.DataFrame):
+                client.log_text(run_id, item.write_csv(), path)
+            else:
+                client.log_figure(run_id, item, path)
 
     try:
         yield log

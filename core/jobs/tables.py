@@ -25,8 +25,9 @@ def existing_file(path: str | os.PathLike[str]) -> Path:
     return found
 
 
-def read_table(path: Path, columns: Iterable[str]) -> pl.DataFrame:
-    """A CSV, TSV (either may be gzipped) or Parquet table; columns of CSV and TSV are text.
+def read_table(path: Path, columns: Iterable[str], rows: int | None = None) -> pl.DataFrame:
+    """A CSV, TSV (either may be gzipped) or Parquet table, or its first ``rows``; columns of CSV
+    and TSV are text.
 
     Raises UsageError for another kind of file; DataError if it is missing, empty, unreadable,
     without rows or without one of ``columns``.
@@ -35,9 +36,10 @@ def read_table(path: Path, columns: Iterable[str]) -> pl.DataFrame:
     kind = path.name.removesuffix(".gz").rsplit(".", 1)[-1].lower()
     try:
         if kind == "parquet":
-            table = pl.read_parquet(path)
+            table = pl.read_parquet(path, n_rows=rows)
         elif kind in ("csv", "tsv", "txt"):
-            table = pl.read_csv(path, separator="," if kind == "csv" else "\t", infer_schema=False)
+            separator = "," if kind == "csv" else "\t"
+            table = pl.read_csv(path, separator=separator, infer_schema=False, n_rows=rows)
         else:
             raise UsageError(f"{path}: give a .csv, .tsv or .parquet table")
     except (pl.exceptions.PolarsError, OSError) as error:

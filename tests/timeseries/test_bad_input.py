@@ -290,7 +290,7 @@ COVARIATE_FLAWS = {
     "known column missing": (
         [",".join(row.split(",")[:3] + row.split(",")[4:]) for row in COVARIATE_TABLE],
         f"{HEADER},kind",
-        ": no column 'price'; it has unique_id, ds, y, kind; add it, or correct a name",
+        ": no column 'price'; it has unique_id, ds, y, kind; add it, or correct --data.known",
     ),
     "no price ahead": (
         [row.replace(",,3,", ",,,") for row in COVARIATE_TABLE],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from forked_cli import Server, metrics_of
 
 from core.jobs.shards import load_predictions
-from timeseries.studies import trains
+from timeseries.studies import data_module, trains
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "timeseries" / "configs"
@@ -23,6 +24,8 @@ FILLING = [c for c in CONFIGS if c.stem in ("imputation", "anomalies")]
 OTHERS = (PRETRAINING, *EVENTS, *CLASSIFICATION, *FILLING)
 TRAINED = [c for c in CONFIGS if trains(c) and c not in OTHERS]
 UNTRAINED = [c for c in CONFIGS if not trains(c)]
+COVARIATES = FOLDER / "covariates.yaml"  # names columns of its own
+FORECASTING = [c for c in (*TRAINED, *UNTRAINED, PRETRAINING) if c != COVARIATES]
 # Shorter than shipped, to keep the test short.
 FEW = ("--data.init_args.protocol.stride", "500", "--data.init_args.batch_size", "4")
 
@@ -71,6 +74,55 @@ def test_forecaster_runs(config: Path, server: Server, tmp_path: Path) -> None:
     else:
         assert (rows["lower_95"] <= rows["lower_80"]).all()
     assert rows["actual"].null_count() == len(rows)
+
+
+def meters(folder: Path) -> list[Path]:
+    """300 hours of the sample: two channels as a long table, and as wide ones."""
+    sample = pl.read_parquet(ROOT / "timeseries/samples/household_power.parquet").head(300)
+    wide = sample.select("date", "voltage", "global_intensity")
+    long = wide.rename({"date": "ds"}).unpivot(
+        index="ds", variable_name="unique_id", value_name="y"
+    )
+    files = [folder / f"{name}.parquet" for name in ("long", "date", "ds")]
+    for file, table in zip(files, (long, wide, wide.rename({"date": "ds"})), strict=True):
+        table.write_parquet(file)
+    return files
+
+
+def test_readme_names_every_config_and_compares_forecasters() -> None:
+    text = (ROOT / "timeseries" / "README.md").read_text()
+    tables = "\n".join(line for line in text.splitlines() if line.startswith("| "))
+    named = set(re.findall(r"`([a-z0-9_]+\.yaml)`", tables))
+    named |= {c.name for c in CLASSIFICATION if "`..._classifier.yaml`" in tables}
+    assert {c.name for c in CONFIGS if c.parent == FOLDER} <= named
+    line = text.split("timeseries compare ")[1].split("\ntimeseries ")[0]
+    first, braces, last = re.split(r"[{}]", line.split("--configs")[1].strip(" \\\n"))
+    compared = [Path(f"{ROOT}/{first}{name}{last}") for name in braces.split(",")]
+    assert set(compared) <= set(FORECASTING)
+
+
+@pytest.mark.parametrize("config", FORECASTING, ids=lambda c: f"{c.parent.name}/{c.stem}")
+def test_reads_another_table_by_its_path_alone(config: Path, tmp_path: Path) -> None:
+    long, *wide = meters(tmp_path)
+    names = ("voltage", "global_intensity")
+    data = data_module(str(config), ["--data.path", str(long)])
+    assert {(one.name, one.channels) for one in data.series(long)} == {(n, ("y",)) for n in names}
+    for file in wide:
+        data = data_module(str(config), ["--data.path", str(file)])
+        assert [(one.name, one.channels) for one in data.series(file)] == [("table", names)]
+
+
+def test_first_command(server: Server) -> None:
+    meters(server.folder)[0].rename(server.folder / "meters.parquet")
+    short = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1")
+    short += ("--data.protocol.lookback", "48", "--data.protocol.horizon", "12")
+    first = ("fit", "--config", "timeseries/configs/autoformer.yaml")
+    run(server, *first, "--data.path", "meters.parquet", *short)
+    code, said = server.run("fit", "--config", str(COVARIATES), "--data.path", "meters.parquet")
+    assert code == 3
+    assert "no column 'global_active_power'; it has ds, unique_id, y; " in said
+    assert "--data.targets" in said
+    assert len(said.splitlines()) == 1
 
 
 @pytest.mark.parametrize("config", CLASSIFICATION, ids=lambda c: c.stem)

@@ -49,8 +49,7 @@ def folder(server: Server) -> Path:
     series(600).write_parquet(path)
     code, said = server.run(
         *("fit", "--config", str(ROOT / "timeseries/configs/dlinear.yaml")),
-        *("--data.init_args.path", "meters.parquet", "--data.init_args.time", "ds"),
-        *("--data.init_args.series", "unique_id", "--trainer.max_epochs", "3"),
+        *("--data.path", "meters.parquet", "--trainer.max_epochs", "3"),
         *("--data.init_args.protocol.lookback", str(LOOKBACK)),
         *("--data.init_args.protocol.horizon", str(HORIZON)),
         *("--tracking.register_model", "true"),

@@ -13,7 +13,9 @@ import mlflow
 import numpy as np
 import polars as pl
 import pytest
+from matplotlib.figure import Figure
 
+from timeseries import studies
 from timeseries.data.forecasts import ForecastWindows
 from timeseries.data.protocol import Protocol
 from timeseries.studies import folds
@@ -92,6 +94,17 @@ def test_backtest_moves_the_borders_forward(folder: Path) -> None:
     borders = [params[f"data.init_args.protocol.{k}_end"] for k in ("train", "val", "test")]
     assert borders == [str(stamps[row]) for row in (820, 880, 940)]
 
+    fit = client.get_run(client.get_run(table["run_id"][0]).data.tags["mlflow.parentRunId"])
+    parent = fit.data.tags["mlflow.parentRunId"]
+    drawn = {file.path for file in client.list_artifacts(parent, "plots")}
+    assert drawn == {"plots/backtest.png", "plots/backtest_by_horizon.png"}
+    stored = client.download_artifacts(parent, "tables/backtest_by_horizon.csv")
+    by_step = pl.read_csv(stored)
+    assert by_step["step"].to_list() == list(range(1, 13))
+    assert by_step["windows"].unique().to_list() == [2 * (60 - 12 + 1)]
+    for kind in ("mse", "mae_original", "mase", "mse_seasonal_naive", "coverage_80"):
+        assert by_step[kind].mean() == pytest.approx(table[kind].mean(), rel=1e-5), kind
+
 
 def test_backtest_of_unequal_series_goes_by_stamps(folder: Path) -> None:
     """The test spans are those of the longest series; others take part where they have room."""
@@ -137,6 +150,54 @@ def test_folds_of_numbered_stamps(tmp_path: Path) -> None:
     assert [len(cut.origins(one, "test")) for one in (a, b)] == [20 - 5 + 1, 10 - 5 + 1]
     assert cut.spans(a)["test"] == (60, 80)
     assert cut.spans(b)["test"] == (100, 110)
+
+
+def test_comparison_has_one_seasonal_naive_and_no_legend_on_bars(tmp_path: Path) -> None:
+    models = {"dlinear": 0.5, "seasonal_naive": 1.0, "a_name_that_is_rather_long": 1.2}
+    rows = [
+        {"model": model, "horizon": horizon, "seed": 0, "mse": mse, "mse_seasonal_naive": 1.0}
+        for horizon in (96, 192)
+        for model, mse in models.items()
+    ]
+    table = pl.DataFrame(rows).with_columns(mae=1.0, mase=1.0, seconds=1.0)
+    figure = studies.comparison_figure(table)
+    (legend,) = figure.legends
+    named = [text.get_text() for text in legend.get_texts()]
+    assert sorted(named) == ["a_name_that_is_rather_long", "dlinear", "seasonal naive"]
+    (axes,) = figure.axes
+    assert len(axes.patches) == 4
+    figure.savefig(tmp_path / "compare.png")
+    assert legend.get_window_extent().x0 >= axes.get_window_extent().x1
+    alone = studies.comparison_figure(table.filter(pl.col("model") == "seasonal_naive"))
+    assert len(alone.axes[0].patches) == 2
+
+
+def test_folds_count_by_their_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    # by step and window
+    errors = {"one": [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], "two": [[7.0], [80.0]]}
+
+    def logged(run: str, path: str) -> pl.DataFrame | None:
+        assert path == "tables/test_by_horizon.csv"
+        if run not in errors:
+            return None
+        windows, mse = len(errors[run][0]), [np.mean(step) for step in errors[run]]
+        naive, alone = [2 * x for x in mse], ({"coverage_80": [0.5, 1.0]} if run == "one" else {})
+        columns = {"mse": mse, "mse_seasonal_naive": naive, **alone}
+        return pl.DataFrame({"step": [1, 2], "windows": [windows] * 2, **columns})
+
+    monkeypatch.setattr(studies, "logged_table", logged)
+    table = pl.DataFrame({"model": "m", "fold": [1, 2, 3], "run_id": ["one", "two", "gone"]})
+    found = studies.backtest_by_horizon(table)
+    by_step = found["tables/backtest_by_horizon.csv"]
+    assert isinstance(by_step, pl.DataFrame)
+    pooled = [np.mean([*a, *b]) for a, b in zip(errors["one"], errors["two"], strict=True)]
+    assert by_step["mse"].to_list() == pytest.approx(pooled)
+    assert by_step["mse_seasonal_naive"].to_list() == pytest.approx([2 * x for x in pooled])
+    assert by_step["coverage_80"].to_list() == [0.5, 1.0]
+    assert by_step["folds"].to_list() == [2, 2]
+    figure = found["plots/backtest_by_horizon.png"]
+    assert isinstance(figure, Figure)
+    assert len(figure.axes[0].lines) == 2 + 2
 
 
 @pytest.mark.parametrize(

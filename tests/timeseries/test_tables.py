@@ -59,6 +59,7 @@ def test_tables_are_those_of_the_predicted_rows(
         *(f"{data}.origins", "test", "--tracking.root", runs),
     )
     assert code == 0, said
+    assert len(list((server.folder / runs).rglob("predicted_forecasts.png"))) == 1
     rows = load_predictions(server.folder / f"rows_{config}").collect()
     expected = by_hand(rows)
 
@@ -69,13 +70,20 @@ def test_tables_are_those_of_the_predicted_rows(
     wanted = expected.group_by(keys, maintain_order=True).agg(pl.selectors.numeric().mean())
     if config == "quantiles":
         wanted = wanted.with_columns(wql=pl.col("loss") / pl.col("size"))
-        assert {"wql", "crps"} <= set(found.columns)
+    intervals = (20, 40, 60, 80) if config == "quantiles" else (80, 95)
+    kinds = {f"coverage_{level}" for level in intervals}
+    kinds |= {"wql", "crps"} if config == "quantiles" else set()
+    assert kinds <= set(found.columns)
     same(found, wanted.sort(keys), found.columns[3:])
 
     found = stored(server.folder / runs, "test_by_horizon")
     assert found["step"].to_list() == list(range(1, HORIZON + 1))
     wanted = expected.group_by("step").agg(pl.selectors.numeric().mean()).sort("step")
-    same(found, wanted, found.columns[1:])
+    if config == "quantiles":
+        wanted = wanted.with_columns(wql=pl.col("loss") / pl.col("size"))
+    assert kinds <= set(found.columns)
+    assert found["windows"].unique().to_list() == [90]
+    same(found, wanted, found.columns[2:])
 
 
 def by_hand(rows: pl.DataFrame) -> pl.DataFrame:
@@ -95,6 +103,10 @@ def by_hand(rows: pl.DataFrame) -> pl.DataFrame:
             errors["mae" + end] = error / train.std()
             errors["mse_original" + end], errors["mae_original" + end] = error**2, error
             errors["mase" + end] = error / unit
+        for end in (c for c in rows.columns if c.startswith("lower_")):
+            level = end.removeprefix("lower_")
+            low, high = (part[f"{side}_{level}"].to_numpy() for side in ("lower", "upper"))
+            errors[f"coverage_{level}"] = ((low <= truth) & (truth <= high)).astype(float)
         quantiles = [c for c in rows.columns if c.startswith("q_")]
         if quantiles:
             loss = np.zeros(len(part))

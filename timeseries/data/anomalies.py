@@ -12,6 +12,7 @@ from core.jobs.data import Record
 from core.jobs.errors import DataError, UsageError
 from timeseries.data.covariates import Covariates
 from timeseries.data.injection import INJECTED, Injection, inject
+from timeseries.data.layout import AUTO
 from timeseries.data.masks import Masks
 from timeseries.data.protocol import Tiling
 from timeseries.data.series import Policies, Series
@@ -27,9 +28,10 @@ class AnomalyWindows(TiledSeries):
     Args:
         path: the CSV, TSV or Parquet table to train and test on.
         predict_path: what ``predict`` reads; without it, ``path``.
-        time: column of stamps; null numbers the rows of each series.
+        time: column of stamps; null numbers the rows of each series. ``auto`` takes ``ds`` or
+            ``date``.
         series: column that names the series of a row (long table); null for one series whose
-            channels are columns (wide table).
+            channels are columns (wide table). ``auto`` takes ``unique_id`` where there is one.
         targets: the channels; null takes ``y`` of a long table, all columns of a wide one.
         labels: column of 1 for an anomalous row, 0 for another, empty where nobody knows; used by
             ``test`` only.
@@ -47,8 +49,8 @@ class AnomalyWindows(TiledSeries):
         self,
         path: str | None = None,
         predict_path: str | None = None,
-        time: str | None = "ds",
-        series: str | None = "unique_id",
+        time: str | None = AUTO,
+        series: str | None = AUTO,
         targets: list[str] | None = None,
         labels: str | None = None,
         inject: Injection | None = None,

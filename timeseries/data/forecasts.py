@@ -18,6 +18,7 @@ from core.jobs.loader import ResumableLoader
 from core.jobs.shards import load_predictions
 from timeseries.data import calendar
 from timeseries.data.covariates import Covariates, static_columns
+from timeseries.data.layout import AUTO, layout
 from timeseries.data.protocol import (
     Protocol,
     check_length,
@@ -41,9 +42,10 @@ class ForecastWindows(RecordDataModule):
     Args:
         path: the table to train and test on.
         predict_path: what ``predict`` reads; without it, ``path``.
-        time: column of stamps; null numbers the rows of each series.
+        time: column of stamps; null numbers the rows of each series. ``auto`` takes ``ds`` or
+            ``date``.
         series: column that names the series of a row (long table); null for one series whose
-            channels are columns (wide table).
+            channels are columns (wide table). ``auto`` takes ``unique_id`` where there is one.
         targets: columns to forecast; null takes ``y`` of a long table, all of a wide one.
         known: columns of covariates that are known for the horizon as well, such as holidays. For
             ``predict`` from the end of a file, rows after the last target hold them, with empty
@@ -73,8 +75,8 @@ class ForecastWindows(RecordDataModule):
         self,
         path: str | None = None,
         predict_path: str | None = None,
-        time: str | None = "ds",
-        series: str | None = "unique_id",
+        time: str | None = AUTO,
+        series: str | None = AUTO,
         targets: list[str] | None = None,
         known: list[str] = [],  # noqa: B006  # read only
         observed: list[str] = [],  # noqa: B006  # read only
@@ -121,6 +123,7 @@ class ForecastWindows(RecordDataModule):
             time, name, targets = self.columns
             if targets is None and self.fitted is not None:
                 targets = list(self.fitted.channels)
+            time, name = layout(path, time, name, targets, self.covariates)
             read = stream_series if streams(path) else read_series
             repairs = self.repaired[path] = Repairs()
             self.kept[path] = read(
@@ -293,7 +296,7 @@ class ForecastWindows(RecordDataModule):
             channels = ", ".join(self.fitted.channels)
             raise SkipRecord(f"values must be rows of one finite number for each of {channels}")
         try:
-            known, ahead = _stamps(str(record["origin"]), frequency, lookback, horizon)
+            known, ahead = stamps_around(str(record["origin"]), frequency, lookback, horizon)
         except ValueError as error:
             kind = "a whole number" if frequency is None else "a stamp such as 2024-01-31T13:00:00"
             raise SkipRecord(f"origin {record['origin']!r} is not {kind}") from error
@@ -355,8 +358,11 @@ class ForecastWindows(RecordDataModule):
             rows.sink_parquet(target)
 
 
-def _stamps(origin: str, frequency: str | None, lookback: int, horizon: int) -> tuple[Any, Any]:
-    """Stamps of the look-back, whose last is ``origin``, and of the horizon."""
+def stamps_around(
+    origin: str, frequency: str | None, lookback: int, horizon: int
+) -> tuple[Any, Any]:
+    """Stamps of the look-back, whose last is ``origin``, and of the horizon. Raises ValueError for
+    an ``origin`` that is no stamp."""
     if frequency is None:
         row = int(origin)
         return np.arange(row - lookback + 1, row + 1), np.arange(row + 1, row + 1 + horizon)

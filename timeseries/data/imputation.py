@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from core.jobs.data import Record, SkipRecord
 from core.jobs.errors import DataError
+from timeseries.data.layout import AUTO
 from timeseries.data.masks import Kind, Masks
 from timeseries.data.protocol import Tiling
 from timeseries.data.series import Policies, Series
@@ -28,9 +29,10 @@ class ImputationWindows(TiledSeries):
     Args:
         path: the CSV, TSV or Parquet table to train and test on.
         predict_path: what ``predict`` reads; without it, ``path``.
-        time: column of stamps; null numbers the rows of each series.
+        time: column of stamps; null numbers the rows of each series. ``auto`` takes ``ds`` or
+            ``date``.
         series: column that names the series of a row (long table); null for one series whose
-            channels are columns (wide table).
+            channels are columns (wide table). ``auto`` takes ``unique_id`` where there is one.
         targets: the channels; null takes ``y`` of a long table, all columns of a wide one.
         frequency: step of the stamps such as ``1h``; null infers it.
         tiling: windows, borders and scale.
@@ -47,8 +49,8 @@ class ImputationWindows(TiledSeries):
         self,
         path: str | None = None,
         predict_path: str | None = None,
-        time: str | None = "ds",
-        series: str | None = "unique_id",
+        time: str | None = AUTO,
+        series: str | None = AUTO,
         targets: list[str] | None = None,
         frequency: str | None = None,
         tiling: Tiling = Tiling(),  # noqa: B008  # read only

@@ -276,11 +276,15 @@ def _static(
 # Rules
 
 
+def _or_long(rows: Rows) -> str:
+    return "; or name the column of the series in data.series" if rows.names == ["table"] else ""
+
+
 def _sorted(rows: Rows, policies: Policies) -> Rows:
     back = rows.follows()
     back[1:] &= rows.stamp[1:] < rows.stamp[:-1]
     if policies.unsorted == "fail":
-        what = "goes back; sort the file, or set data.policies.unsorted"
+        what = f"goes back; sort the file, or set data.policies.unsorted{_or_long(rows)}"
         rows.refuse(back, lambda i: f"stamp {rows.shown(i)} {what}")
     rows.repaired("unsorted", policies.unsorted, back)
     return rows.take(np.lexsort((rows.stamp, rows.which))) if back.any() else rows
@@ -292,7 +296,7 @@ def _without_duplicates(rows: Rows, policies: Policies) -> Rows:
     if not again.any():
         return rows
     if policies.duplicates == "fail":
-        what = "stands there twice; set data.policies.duplicates"
+        what = f"stands there twice; set data.policies.duplicates{_or_long(rows)}"
         rows.refuse(again, lambda i: f"stamp {rows.shown(i)} {what}")
     rows.repaired("duplicates", policies.duplicates, again)
     if policies.duplicates == "last":

@@ -21,6 +21,7 @@ from core.jobs.loader import ResumableLoader
 from core.jobs.shards import load_predictions
 from timeseries.data import calendar
 from timeseries.data.covariates import Covariates
+from timeseries.data.layout import layout
 from timeseries.data.masks import Masks
 from timeseries.data.protocol import Tile, Tiling, warn_of_borders_apart
 from timeseries.data.repairs import Repairs
@@ -136,6 +137,7 @@ class TiledSeries(RecordDataModule):
         time, name, targets = self.columns
         if targets is None and self.fitted is not None:
             targets = list(self.fitted.channels)
+        time, name = layout(path, time, name, targets, Covariates())
         read = stream_series if streams(path) else read_series
         given = (path, time, name, targets, self.policies, self.frequency)
         self.repaired[path] = Repairs()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -11,10 +12,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from core.jobs.data import RecordDataModule
 from core.jobs.errors import UsageError
 from core.jobs.optim import Optimisation, adamw
 from core.jobs.tracking import log_figure, log_table
+from timeseries.data.forecasts import ForecastWindows
 from timeseries.data.windows import Windows, check_horizon
+from timeseries.tasks import fans
 from timeseries.tasks.errors import (
     Coverage,
     ForecastErrors,
@@ -22,10 +26,9 @@ from timeseries.tasks.errors import (
     point_errors,
     quantile_losses,
     seasonal_naive,
+    within,
 )
 from timeseries.tasks.figures import Shown, forecasts_figure, horizon_figure
-
-_SHOWN = 4
 
 
 class Outcome(NamedTuple):
@@ -47,7 +50,7 @@ class ForecastTask(L.LightningModule):
     naive forecast's; ``coverage_80``, the share of the test span inside that interval. Every window
     of a span counts, the last ones too. A tracked test also stores them by step of the horizon and
     by series and channel as ``tables/test_by_horizon.csv`` and ``tables/test_by_series.csv``, with
-    ``wql`` and ``crps`` of each series where there are quantiles.
+    coverage where there are intervals and ``wql`` and ``crps`` where there are quantiles.
     """
 
     def __init__(
@@ -68,7 +71,7 @@ class ForecastTask(L.LightningModule):
         self.val_errors = ForecastErrors(horizon, channels)
         self.test_errors = ForecastErrors(horizon, channels)
         self.naive_errors = ForecastErrors(horizon, channels)
-        self.coverage = Coverage(len(levels))
+        self.coverage = Coverage(len(levels), horizon)
         self.series_errors: SeriesErrors | None = None
         self._shown: list[Shown] = []
 
@@ -94,6 +97,7 @@ class ForecastTask(L.LightningModule):
         data = self._tested_windows()
         if data is not None:
             kinds = [*self.test_errors.kinds, *map(_naive, self.test_errors.kinds)]
+            kinds += self._coverage_names()
             kinds += ["loss", "loss_original", "size"] if self.quantiles else []
             errors = SeriesErrors(kinds, len(data.series), len(data.fitted.channels))
             self.series_errors = errors.to(self.device)
@@ -115,33 +119,54 @@ class ForecastTask(L.LightningModule):
             errors = point_errors(found.forecast, batch["future"], *scale)
             beside = point_errors(naive, batch["future"], *scale)
             errors |= {_naive(kind): values for kind, values in beside.items()}
+            inside = within(batch["future"], found.low, found.high).double()
+            inside[found.low.isnan()] = torch.nan  # of intervals that are unknown
+            errors |= dict(zip(self._coverage_names(), inside, strict=True))
             if self.quantiles:
                 errors |= _quantile_errors(batch, found, self.quantiles)
             self.series_errors.update(batch["series"], errors)
         if self.levels and not found.low.isnan().any():
             self.coverage.update(batch["future"], found.low, found.high)
-        batches = int(self.trainer.num_test_batches[0])
-        if batch_idx in np.linspace(0, batches - 1, _SHOWN).astype(int):
-            self._shown.append(_shown(batch, found))
+        shown = fans.spread(int(self.trainer.num_test_batches[0]))
+        if batch_idx in shown:
+            channels = np.linspace(0, batch["mean"].shape[1] - 1, len(shown)).astype(int)
+            channel, ends = int(channels[len(self._shown)]), (found.low, found.high)
+            fan = fans.tested(batch, found.forecast, ends, channel, self._tested_windows())
+            self._shown.append(fan)
 
     def on_test_epoch_end(self) -> None:
         naive = {_naive(kind): v for kind, v in self.naive_errors.totals().items()}
         self.log_dict(_named("test", {**self.test_errors.totals(), **naive}))
-        if self.coverage.values:
-            for share, inside in zip(self.levels, self.coverage.compute(), strict=True):
-                self.log(f"test/coverage_{share * 100:g}", inside)
-        errors = {"model": self.test_errors, "seasonal naive": self.naive_errors}
-        by_step = {name: e.compute() for name, e in errors.items()}
-        curves = {name: e["mse"].mean(1).cpu().numpy() for name, e in by_step.items()}
+        by_step = self.errors_by_step()
+        for name in self._coverage_names():
+            if name in by_step:
+                self.log(f"test/{name}", by_step[name].mean().float())
         self._log_by_series()
+        windows: Any = self.trainer.strategy.reduce(self.test_errors.windows, reduce_op="sum")
         if self.trainer.is_global_zero:
-            log_table(self.trainer, _horizon_table(*by_step.values()), "tables/test_by_horizon.csv")
-            log_figure(self.trainer, horizon_figure(curves), "plots/test_by_horizon.png")
+            table = pl.DataFrame({name: values.cpu().numpy() for name, values in by_step.items()})
+            step = pl.int_range(1, pl.len() + 1).alias("step")
+            table = table.select(step, pl.lit(int(windows)).alias("windows"), pl.all())
+            log_table(self.trainer, table, "tables/test_by_horizon.csv")
+            log_figure(self.trainer, horizon_figure(table), "plots/test_by_horizon.png")
             figure = forecasts_figure(self._shown, self.levels)
             log_figure(self.trainer, figure, "plots/test_forecasts.png")
-        for metric in (*errors.values(), self.coverage):
+        for metric in (self.test_errors, self.naive_errors, self.coverage):
             metric.reset()
         self._shown.clear()
+
+    def errors_by_step(self) -> dict[str, Tensor]:
+        """kind -> (horizon,), means over windows and channels: the model's, seasonal naive's, and
+        coverage where intervals are known."""
+        found = {kind: v.mean(1) for kind, v in self.test_errors.compute().items()}
+        found |= {_naive(kind): v.mean(1) for kind, v in self.naive_errors.compute().items()}
+        if self.coverage.values.any():
+            inside = self.coverage.compute().double()
+            found |= dict(zip(self._coverage_names(), inside, strict=True))
+        return found
+
+    def _coverage_names(self) -> list[str]:
+        return [f"coverage_{share * 100:g}" for share in self.levels]
 
     def _log_by_series(self) -> None:
         data = self._tested_windows()
@@ -154,6 +179,8 @@ class ForecastTask(L.LightningModule):
         if self.quantiles:
             means["wql"] = 2 * means.pop("loss_original") / means.pop("size")
             means["crps"] = 2 * means.pop("loss")
+        if not self.coverage.values.any():  # no interval was known
+            means = {k: v for k, v in means.items() if k not in self._coverage_names()}
         channels = data.fitted.channels
         table = pl.DataFrame(
             {
@@ -197,23 +224,20 @@ class ForecastTask(L.LightningModule):
         columns["actual"] = pa.array(np.stack(actual).reshape(-1), from_pandas=True)
         return columns
 
+    def predictions_written(self, folder: Path, data: RecordDataModule) -> None:
+        """Log ``plots/predicted_forecasts.png``, fans of the predictions in ``folder``."""
+        if self.trainer.loggers and isinstance(data, ForecastWindows):
+            shown = fans.predicted(folder, data, self.levels)
+            if shown:
+                figure = forecasts_figure(shown, self.levels)
+                log_figure(self.trainer, figure, "plots/predicted_forecasts.png")
+
     def configure_optimizers(self) -> Any:
         if not any(p.requires_grad for p in self.model.parameters()):
             name = type(self.model).__name__
             raise UsageError(f"{name} has nothing to train; use test or predict without fit")
         steps = int(self.trainer.estimated_stepping_batches)
         return adamw(self, steps=steps, **vars(self.optimisation))
-
-
-def _shown(batch: dict[str, Any], found: Outcome) -> Shown:
-    """The last channel of a batch's first window, in the data's units."""
-    mean, std = batch["mean"][0, -1], batch["std"][0, -1]
-    past, future, forecast = (
-        (x[0, :, -1].float() * std + mean).cpu().numpy()
-        for x in (batch["past"], batch["future"], found.forecast)
-    )
-    low, high = ((x[:, 0, :, -1] * std + mean).cpu().numpy() for x in (found.low, found.high))
-    return Shown(batch["stamps"][0].cpu().numpy(), past, future, forecast, low, high)
 
 
 def _naive(kind: str) -> str:
@@ -229,13 +253,6 @@ def _quantile_errors(
     loss = quantile_losses(found.quantiles, batch["future"], at).mean(0)
     size = (batch["future"].double() * std + mean).abs()
     return {"loss": loss, "loss_original": loss * std, "size": size}
-
-
-def _horizon_table(model: dict[str, Tensor], naive: dict[str, Tensor]) -> pl.DataFrame:
-    """A row a step, means over channels."""
-    columns = {**model, **{_naive(kind): values for kind, values in naive.items()}}
-    table = pl.DataFrame({kind: v.mean(1).cpu().numpy() for kind, v in columns.items()})
-    return table.select(pl.int_range(1, pl.len() + 1).alias("step"), pl.all())
 
 
 def _named(split: str, values: dict[str, Any]) -> dict[str, Any]:

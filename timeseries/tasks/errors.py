@@ -97,7 +97,7 @@ class SeriesErrors(Metric):
 
 
 class Coverage(Metric):
-    """Share of values within each of some intervals.
+    """Share of values within each of some intervals, by horizon step.
 
     Update with values (batch, horizon, channels) and the intervals' ends (levels, batch, horizon,
     channels).
@@ -107,22 +107,30 @@ class Coverage(Metric):
     inside: Tensor
     values: Tensor
 
-    def __init__(self, levels: int) -> None:
+    def __init__(self, levels: int, horizon: int) -> None:
         super().__init__()
-        self.add_state("inside", torch.zeros(levels, dtype=torch.long), dist_reduce_fx="sum")
-        self.add_state("values", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        inside = torch.zeros(levels, horizon, dtype=torch.long)
+        self.add_state("inside", inside, dist_reduce_fx="sum")
+        self.add_state("values", torch.zeros(horizon, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, values: Tensor, low: Tensor, high: Tensor) -> None:
-        self.inside += ((low <= values) & (values <= high)).flatten(1).sum(1)
-        self.values += values.numel()
+        self.inside += within(values, low, high).sum((1, 3))
+        self.values += values[:, 0].numel()
 
     def compute(self) -> Tensor:
-        """(levels,)"""
+        """(levels, horizon); as many values at each step, so that means over steps are those over
+        values."""
         return self.inside / self.values
 
 
+def within(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """(levels, batch, horizon, channels), which values lie within the ends of each interval."""
+    return (low <= values) & (values <= high)
+
+
 class QuantileErrors(Metric):
-    """Quantile losses, weighted as in the M5 competition and GluonTS, and the CRPS they come near.
+    """Quantile losses, weighted as in the M5 competition and GluonTS, and the CRPS they come near,
+    by horizon step.
 
     Update with quantiles (number, batch, horizon, channels) and truth (batch, horizon, channels),
     standardised, and the scale's ``mean`` and ``std`` (batch, channels).
@@ -135,27 +143,32 @@ class QuantileErrors(Metric):
     values: Tensor
     shares: Tensor
 
-    def __init__(self, shares: list[float]) -> None:
+    def __init__(self, shares: list[float], horizon: int) -> None:
         super().__init__()
         self.register_buffer("shares", torch.tensor(shares, dtype=torch.float64), persistent=False)
-        for name in ("losses", "original"):
-            zeros = torch.zeros(len(shares), dtype=torch.float64)
+        for name in ("losses", "original", "size"):
+            zeros = torch.zeros(horizon, dtype=torch.float64)
             self.add_state(name, zeros, dist_reduce_fx="sum")
-        self.add_state("size", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("values", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("values", torch.zeros(horizon, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, quantiles: Tensor, truth: Tensor, mean: Tensor, std: Tensor) -> None:
-        loss = quantile_losses(quantiles, truth, self.shares)
-        self.losses += loss.flatten(1).sum(1)
-        self.original += (loss * std.double()[:, None]).flatten(1).sum(1)
-        self.size += (truth.double() * std.double()[:, None] + mean.double()[:, None]).abs().sum()
-        self.values += truth.numel()
+        loss = quantile_losses(quantiles, truth, self.shares).mean(0)
+        scale = std.double()[:, None]
+        self.losses += loss.sum((0, 2))
+        self.original += (loss * scale).sum((0, 2))
+        self.size += (truth.double() * scale + mean.double()[:, None]).abs().sum((0, 2))
+        self.values += truth[:, 0].numel()
 
     def compute(self) -> dict[str, Tensor]:
-        """``wql``: twice the quantile losses over the sum of absolute values, in the data's units,
-        mean over quantiles; ``crps``: twice the mean quantile loss, standardised."""
-        wql = (2 * self.original / self.size).mean().float()
-        return {"wql": wql, "crps": (2 * self.losses / self.values).mean().float()}
+        """kind -> (horizon,). ``wql``: twice the quantile losses over the sum of absolute values,
+        in the data's units, mean over quantiles; ``crps``: twice the mean quantile loss,
+        standardised."""
+        return {"wql": 2 * self.original / self.size, "crps": 2 * self.losses / self.values}
+
+    def totals(self) -> dict[str, Tensor]:
+        """The same of all steps together."""
+        wql = 2 * self.original.sum() / self.size.sum()
+        return {"wql": wql.float(), "crps": (2 * self.losses.sum() / self.values.sum()).float()}
 
 
 def seasonal_naive(past: Tensor, horizon: int, season: int) -> Tensor:

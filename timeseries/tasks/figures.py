@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -20,9 +21,9 @@ _ROWS = 1 << 40  # stamps above are dates: 12 days after 1970, in microseconds
 
 @dataclass(frozen=True)
 class Shown:
-    """One window: ``past`` (lookback,), ``future`` and ``forecast`` (horizon,), and the ends of
-    intervals (levels, horizon), all in the data's units; ``stamps`` (lookback + horizon,) in
-    microseconds since 1970, or row numbers."""
+    """One channel of a window: ``past`` (lookback,), ``future``, not a number where unknown, and
+    ``forecast`` (horizon,), and the ends of intervals (levels, horizon), all in the data's units;
+    ``stamps`` (lookback + horizon,): dates, microseconds since 1970, or row numbers."""
 
     stamps: NDArray
     past: NDArray
@@ -30,6 +31,7 @@ class Shown:
     forecast: NDArray
     low: NDArray
     high: NDArray
+    title: str
 
 
 @dataclass(frozen=True)
@@ -124,23 +126,35 @@ def _dates(stamps: NDArray) -> NDArray:
 
 
 def forecasts_figure(windows: Sequence[Shown], levels: Sequence[float]) -> Figure:
-    """Forecast fans against what happened, a panel a window."""
-    figure = Figure(figsize=(12, 2.6 * max(1, len(windows))), layout="constrained")
+    """Forecast fans against what happened, as far as it is known, a panel a window."""
+    figure = Figure(figsize=(12, 0.5 + 2.6 * max(1, len(windows))), layout="constrained")
     panels = figure.subplots(max(1, len(windows)), 1, squeeze=False)[:, 0]
+    labelled: dict[str, Any] = {}
     for panel, window in zip(panels, windows, strict=False):
         stamps = _dates(window.stamps)
         before, after = np.split(stamps, [len(window.past)])
         panel.plot(before, window.past, color=_PALE, label="look-back")
-        panel.plot(after, window.future, color=_DARK, label="what happened")
+        if np.isfinite(window.future).any():
+            panel.plot(after, window.future, color=_DARK, label="what happened")
         panel.plot(after, window.forecast, color=_INK, label="forecast")
-        for low, high, level in zip(window.low, window.high, levels, strict=True):
+        for place, number in enumerate(np.argsort(levels)[::-1]):  # the widest lies lowest
+            low, high = window.low[number], window.high[number]
             if np.isfinite(low).all():
-                panel.fill_between(
-                    after, low, high, color=_INK, alpha=0.15, linewidth=0, label=f"{level:.0%}"
-                )
+                style: Any = {"color": _shade(place), "linewidth": 0, "zorder": 1}
+                panel.fill_between(after, low, high, label=f"{levels[number]:.0%}", **style)
+        panel.set_title(window.title, fontsize=9, loc="left")
         panel.tick_params("x", labelsize=8)
-    panels[0].legend(loc="upper left", ncols=5)
+        handles, labels = panel.get_legend_handles_labels()
+        labelled = dict(zip(labels, handles, strict=True)) | labelled
+    if labelled:
+        figure.legend(labelled.values(), labelled.keys(), loc="outside upper right", ncols=8)
     return figure
+
+
+def _shade(place: int) -> tuple[float, ...]:
+    """Of the interval that lies on so many wider ones; not transparent, so that a legend has it."""
+    white = 0.85 ** (place + 1)
+    return tuple(white + (1 - white) * part for part in to_rgb(_INK))
 
 
 def reconstruction_figure(values: NDArray, patches: NDArray, mask: NDArray) -> Figure:
@@ -160,12 +174,13 @@ def reconstruction_figure(values: NDArray, patches: NDArray, mask: NDArray) -> F
     return figure
 
 
-def horizon_figure(errors: Mapping[str, NDArray]) -> Figure:
-    """Mean squared error, standardised, by step of the horizon."""
+def horizon_figure(table: pl.DataFrame) -> Figure:
+    """Mean squared error, standardised, by step of the horizon; columns step, mse and
+    mse_seasonal_naive."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    for (name, values), color in zip(errors.items(), (_INK, _PALE), strict=False):
-        axes.plot(np.arange(1, len(values) + 1), values, color=color, label=name)
+    axes.plot(table["step"], table["mse"], color=_INK, label="model")
+    axes.plot(table["step"], table["mse_seasonal_naive"], color=_PALE, label="seasonal naive")
     axes.set(xlabel="step of the horizon", ylabel="mean squared error, standardised")
     axes.set_ylim(bottom=0)
     axes.legend()

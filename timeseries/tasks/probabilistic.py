@@ -44,7 +44,7 @@ class ProbabilisticForecasting(ForecastTask):
         self.save_hyperparameters(ignore=["model", "distribution"])
         self.distribution, self.parametric = loss, bool(parameters)
         self.lower, self.upper = [a for a, _ in pairs], [b for _, b in pairs]
-        self.quantile_errors = QuantileErrors(quantiles)
+        self.quantile_errors = QuantileErrors(quantiles, self.horizon)
 
     def parameters_of(self, batch: dict[str, Any]) -> Tensor:
         """What the loss takes: (batch * channels, horizon, numbers), one channel a row."""
@@ -83,9 +83,12 @@ class ProbabilisticForecasting(ForecastTask):
 
     def on_test_epoch_end(self) -> None:
         super().on_test_epoch_end()
-        values = self.quantile_errors.compute()
+        values = self.quantile_errors.totals()
         self.log_dict({f"test/{name}": value for name, value in values.items()})
         self.quantile_errors.reset()
+
+    def errors_by_step(self) -> dict[str, Tensor]:
+        return super().errors_by_step() | self.quantile_errors.compute()
 
 
 def _checked(model: nn.Module, distribution: nn.Module) -> tuple[Any, int]:

@@ -68,11 +68,11 @@ def test_seasonal_naive_is_the_value_a_season_ago(season: int, used: int) -> Non
 
 
 def test_coverage_counts_values_within_the_ends() -> None:
-    coverage = Coverage(2)
+    coverage = Coverage(2, 2)
     values = torch.tensor([[[0.4], [-0.6]], [[3.0], [-2.0]]])
     ends = torch.tensor([0.5, 2.0])[:, None, None, None].expand(2, 2, 2, 1)
     coverage.update(values, -ends, ends)
-    assert coverage.compute().tolist() == [0.25, 0.75]
+    assert coverage.compute().tolist() == [[0.5, 0.0], [0.5, 1.0]]
 
 
 def test_quantile_losses_are_those_of_scikit_learn() -> None:
@@ -81,11 +81,11 @@ def test_quantile_losses_are_those_of_scikit_learn() -> None:
     generator = torch.Generator().manual_seed(4)
     quantiles = torch.randn(3, *truth.shape, generator=generator).sort(0).values
     mean, std = torch.tensor([1.0, -5.0, 100.0]), torch.tensor([0.5, 2.0, 7.0])
-    errors = QuantileErrors(shares)
+    errors = QuantileErrors(shares, HORIZON)
     for some in (slice(0, 4), slice(4, WINDOWS)):
         rows = len(truth[some])
         errors.update(quantiles[:, some], truth[some], mean.expand(rows, -1), std.expand(rows, -1))
-    found = {name: float(value) for name, value in errors.compute().items()}
+    found = {name: float(value) for name, value in errors.totals().items()}
 
     def loss(forecast: torch.Tensor, actual: torch.Tensor, share: float) -> float:
         flat = actual.double().numpy().ravel(), forecast.double().numpy().ravel()
@@ -103,7 +103,7 @@ def test_many_quantiles_of_a_normal_give_its_crps() -> None:
     shares = [(i + 0.5) / 2_000 for i in range(2_000)]
     normal = torch.distributions.Normal(0.0, 1.0)
     quantiles = normal.icdf(torch.tensor(shares))[:, None, None, None]
-    errors = QuantileErrors(shares)
+    errors = QuantileErrors(shares, 1)
     value = torch.tensor(0.7)
     errors.update(quantiles, value.reshape(1, 1, 1), torch.zeros(1, 1), torch.ones(1, 1))
     density = float(normal.log_prob(value).exp())
