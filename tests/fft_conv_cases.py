@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from tolerances import assert_close_to_reference
+from tolerances import RMS_LIMIT, assert_close_to_reference
 from torch import Tensor
 
 from core.ops.fft_conv import fft_conv, fft_conv_reference
@@ -121,6 +121,21 @@ def check(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0) ->
         )
 
 
+def check_band(length: int, band: float, dtype: torch.dtype, device: str = "cpu") -> None:
+    """fft_conv of the lowest frequencies and its gradients against the definition in float64."""
+    case = Case(length=length, reverse_taps=length, skip=True, pre_gate=True, post_gate=True)
+    tensors = case.inputs(dtype, device)
+    dy = case.inputs(dtype, device, seed=1)["u"]
+    wide = {name: x.double() for name, x in tensors.items()}
+    got = values_and_gradients(partial(fft_conv, band=band), tensors, dy, circular=False)
+    reference = partial(fft_conv_reference, band=band)
+    expected = values_and_gradients(reference, wide, dy, circular=False)
+    for name, value in got.items():
+        assert value.dtype == (tensors["u"] if name == "y" else tensors[name]).dtype, name
+        error = (value.double() - expected[name]).norm()
+        assert error <= RMS_LIMIT[dtype] * expected[name].norm(), name
+
+
 def with_history(u: Tensor, k: Tensor, history: Tensor, **options: Tensor) -> Tensor:
     """The definition for a piece of a sequence, of the whole in one."""
     pre_gate, post_gate = options.pop("pre_gate"), options.pop("post_gate")
@@ -144,7 +159,6 @@ def check_spoiled_rows(
     case: Case,
     device: str = "cpu",
     history: int = 0,
-    band: float = 1.0,
     spoiled: Sequence[str] | None = None,
 ) -> None:
     """bfloat16 with two numbers that are not finite in each input in turn (or each of ``spoiled``):
@@ -152,17 +166,17 @@ def check_spoiled_rows(
     those of clean inputs."""
     tensors = case.inputs(torch.bfloat16, device)
     dy = case.inputs(torch.bfloat16, device, seed=1)["u"]
-    function, reference = partial(fft_conv, band=band), partial(fft_conv_reference, band=band)
+    reference: Callable[..., Tensor] = fft_conv_reference
     if history:
         before = replace(case, length=history, taps=1).inputs(torch.bfloat16, device, seed=2)
         tensors["history"] = before["u"]
-        function, reference = partial(fft_conv), partial(with_history)
-    clean = values_and_gradients(function, tensors, dy, circular=False)
+        reference = with_history
+    clean = values_and_gradients(fft_conv, tensors, dy, circular=False)
     for name in spoiled or (*tensors, "dy"):
         inputs = {key: x.clone() for key, x in (*tensors.items(), ("dy", dy))}
         spoil(inputs[name])
         wide = {key: x.float().cpu() for key, x in inputs.items()}
-        got = values_and_gradients(function, inputs, inputs.pop("dy"), circular=False)
+        got = values_and_gradients(fft_conv, inputs, inputs.pop("dy"), circular=False)
         expected = values_and_gradients(reference, wide, wide.pop("dy"), circular=False)
         for key, value in got.items():
             finite = finite_rows(value)

@@ -5,9 +5,10 @@
 
 Lengths that are short, 4,194,304, or no powers of two; 128 taps over 65,536 positions; a second
 piece of 65,536 behind a history as long; half and a quarter of the frequencies. No gates, bf16 in
-and out, float32 filters. torch.fft transforms all that it is given and keeps every frequency:
-beside a band it is another operation of the same size. FlashFFTConv takes powers of two and whole
-filters. Prints a table and writes fft_conv_extra.json; protocol as in conv.py.
+and out, float32 filters. fft_conv computes a band by torch.fft too and skips nothing, so its rows
+say what the option costs; the contestant torch.fft keeps every frequency there: another operation
+of the same size. FlashFFTConv takes powers of two and whole filters. Prints a table and writes
+fft_conv_extra.json; protocol as in conv.py.
 """
 
 from __future__ import annotations

@@ -39,9 +39,10 @@ def fft_conv(
     piece.
 
     ``band`` 1/2 or 1/4 keeps that share of the frequencies alone, the lowest: those below ``band``
-    / 2 of the sampling rate on the grid (k + 1/4) / N of a power of two N (`plan.transform_size`).
-    The result is not causal any more. Where matrices multiply (bfloat16 on a GPU) the rest is not
-    computed.
+    / 2 of the sampling rate on the grid (k + 1/4) / N, where N is the least power of two that is
+    neither below ``length`` nor below 128 / ``band``. The result is not causal any more. torch.fft
+    computes it, on every device and in every dtype, with the filter that this leaves (2 ``length``
+    - 1 taps, kept for the backward pass): it saves no time.
 
     Computes in float32 (float64 for a float64 ``u``) and returns the dtype of ``u``. Differentiable
     once in every tensor; only the inputs are kept for the backward pass. Raises ValueError naming
@@ -66,10 +67,9 @@ def fft_conv(
         zero = reverse.shape[1] - 1
     if skip is not None:
         skip = skip.to(dtype)
-    if band < 1 and not _takes_monarch(u, h, circular, band):
-        h = band_limited(h, zero, u.shape[-1], band)
-        zero, band = u.shape[-1] - 1, 1.0
-    y: Tensor = _fft_conv(u, h, skip, pre_gate, post_gate, zero, circular, band)
+    if band < 1:
+        h, zero = band_limited(h, zero, u.shape[-1], band), u.shape[-1] - 1
+    y: Tensor = _fft_conv(u, h, skip, pre_gate, post_gate, zero, circular, band < 1)
     return y[..., past:] if past else y
 
 
@@ -187,12 +187,12 @@ def _check_kind(op: str, name: str, x: Tensor, u: Tensor) -> None:
         )
 
 
-def _takes_monarch(u: Tensor, h: Tensor, circular: bool, band: float) -> bool:
-    if not use_triton(u):
+def _takes_monarch(u: Tensor, h: Tensor, circular: bool, by_fft: bool) -> bool:
+    if by_fft or not use_triton(u):
         return False
     from core.ops.fft_conv import monarch
 
-    return monarch.fits(u, h.shape[1], circular, band)
+    return monarch.fits(u, h.shape[1], circular)
 
 
 def _steps(u: Tensor) -> spectral.Steps:
@@ -212,12 +212,12 @@ def _fft_conv(
     post_gate: Tensor | None,
     zero: int,
     circular: bool,
-    band: float,
+    by_fft: bool,
 ) -> Tensor:
-    if _takes_monarch(u, h, circular, band):
+    if _takes_monarch(u, h, circular, by_fft):
         from core.ops.fft_conv import monarch
 
-        return monarch.forward(u, h, skip, pre_gate, post_gate, zero, band)
+        return monarch.forward(u, h, skip, pre_gate, post_gate, zero)
     steps = _steps(u)
     return spectral.forward(u, h, skip, pre_gate, post_gate, zero, circular, steps)
 
@@ -231,7 +231,7 @@ def _(
     post_gate: Tensor | None,
     zero: int,
     circular: bool,
-    band: float,
+    by_fft: bool,
 ) -> Tensor:
     return u.new_empty(u.shape)
 
@@ -246,13 +246,13 @@ def _fft_conv_backward(
     post_gate: Tensor | None,
     zero: int,
     circular: bool,
-    band: float,
+    by_fft: bool,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if _takes_monarch(u, h, circular, band):
+    if _takes_monarch(u, h, circular, by_fft):
         from core.ops.fft_conv import monarch
 
-        return monarch.backward(dy, u, h, skip, pre_gate, post_gate, zero, wanted, band)
+        return monarch.backward(dy, u, h, skip, pre_gate, post_gate, zero, wanted)
     steps = _steps(u)
     return spectral.backward(dy, u, h, skip, pre_gate, post_gate, zero, circular, wanted, steps)
 
@@ -267,20 +267,20 @@ def _(
     post_gate: Tensor | None,
     zero: int,
     circular: bool,
-    band: float,
+    by_fft: bool,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return spectral.empty_gradients(u, h, skip, pre_gate, post_gate, wanted)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.zero, ctx.circular, ctx.band = inputs
+    *tensors, ctx.zero, ctx.circular, ctx.by_fft = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     wanted = list(ctx.needs_input_grad[:5])
-    options = (ctx.zero, ctx.circular, ctx.band)
+    options = (ctx.zero, ctx.circular, ctx.by_fft)
     gradients = _fft_conv_backward(dy, *ctx.saved_tensors, *options, wanted)
     some = (g if want else None for g, want in zip(gradients, wanted, strict=True))
     return (*some, None, None, None)

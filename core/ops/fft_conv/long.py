@@ -196,19 +196,16 @@ def _filters(h: Tensor, zero: int) -> tuple[_Rows, _Rows | None]:
 
 
 def _spectrum(filters: tuple[_Rows, _Rows | None], part: slice, how: Passes) -> Spectrum:
-    """(2, channels, N1, kept of N2) of some channels, and the scale of each."""
+    """(2, channels, 1, N1, N2) of some channels, and the scale of each."""
     ahead = filters[0].part(part)
     z = _outer(ahead, how)
     past = z if filters[1] is None else _outer(filters[1].part(part), how)
     tile = how.tile
     lines = z[0].numel() // tile.size
     outer = outer_constants(how.n1, how.n2, z.device)
-    whole = tile.spectrum == tile.size
-    out = z if whole else z.new_empty(*z.shape[:2], how.n1, tile.spectrum)
     long_kernel.inner_spectrum_kernel[(lines // tile.repeat,)](
         z,
         past,
-        out,
         tile_constants(tile, 0.0, z.device),
         outer.coarse,
         outer.fine,
@@ -219,7 +216,7 @@ def _spectrum(filters: tuple[_Rows, _Rows | None], part: slice, how: Passes) -> 
         num_warps=WARPS,
         num_stages=1,
     )
-    return out, ahead.power[:, 0]
+    return z, ahead.power[:, 0]
 
 
 def _stages(tile: Tile) -> int:

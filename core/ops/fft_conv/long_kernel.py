@@ -21,9 +21,7 @@ from core.ops.fft_conv.tile_kernel import (
     largest_of_rows,
     load_gated,
     matrices,
-    places,
     power_below,
-    regroup,
     round_store,
     transform_complex,
 )
@@ -279,7 +277,6 @@ def inner_convolve_kernel(
     N1: tl.constexpr,
     COLS: tl.constexpr,
     REPEAT: tl.constexpr,
-    KEEP: tl.constexpr,
     TILES: tl.constexpr,
     CONJ: tl.constexpr,
 ) -> None:
@@ -289,7 +286,7 @@ def inner_convolve_kernel(
     i, j = tl.arange(0, SIDE)[:, None], tl.arange(0, SIDE)[None, :]
     n = i * COLS + j % COLS
     size = SIDE * COLS
-    m = matrices(consts, KEEP)
+    m = matrices(consts)
     for tile in range(TILES):
         index = pid * TILES + tile
         b, group = index % batch, index // batch
@@ -297,22 +294,19 @@ def inner_convolve_kernel(
         k1 = first + j // COLS
         line = (c * batch + b) * N1 + k1
         z_at = line * size + n
-        place, h_size = places(KEEP, REPEAT)
-        h_line = c * N1 + (first + tl.arange(0, KEEP)[None, :] // (KEEP // REPEAT))
-        h_at = h_line * h_size + place
+        h_at = (c * N1 + k1) * size + n
         plane = tl.cast(lines, tl.int64) * size
         w_real, w_imag = _twiddles(coarse_ptr, fine_ptr, first, N1, COLS, REPEAT)
         x_real, x_imag = _load_line(z_ptr, plane, z_at, w_real, w_imag)
         real, imag = transform_complex(x_real, x_imag, m)
         h_real = tl.load(spectrum_ptr + h_at).to(tl.float32)
-        h_plane = tl.cast(filter_lines, tl.int64) * h_size
+        h_plane = tl.cast(filter_lines, tl.int64) * size
         h_imag = tl.load(spectrum_ptr + h_plane + h_at).to(tl.float32)
         if CONJ:
             h_imag = -h_imag
         y_real, y_imag, scale = _normalised(
-            real * h_real - imag * h_imag, real * h_imag + imag * h_real, KEEP // REPEAT, REPEAT
+            real * h_real - imag * h_imag, real * h_imag + imag * h_real, COLS, REPEAT
         )
-        scale = regroup(scale, KEEP // REPEAT, COLS, REPEAT)
         y_real, y_imag = invert(y_real, y_imag, m)
         _store_line(z_ptr, plane, z_at, y_real, y_imag, w_real, w_imag)
         tl.store(line_ptr + line, scale, mask=j % COLS == 0)
@@ -322,7 +316,6 @@ def inner_convolve_kernel(
 def inner_spectrum_kernel(
     z_ptr: tl.tensor,
     past_ptr: tl.tensor,
-    out_ptr: tl.tensor,
     consts: tl.tensor,
     coarse_ptr: tl.tensor,
     fine_ptr: tl.tensor,
@@ -330,18 +323,16 @@ def inner_spectrum_kernel(
     N1: tl.constexpr,
     COLS: tl.constexpr,
     REPEAT: tl.constexpr,
-    KEEP: tl.constexpr,
     HAS_REVERSE: tl.constexpr,
 ) -> None:
-    """Of each line of z the transform, plus the conjugate of that of ``past``, to ``out``, which
-    may be z where all columns are kept."""
+    """Each line of z, in place: its transform, plus the conjugate of that of ``past``."""
     i, j = tl.arange(0, SIDE)[:, None], tl.arange(0, SIDE)[None, :]
     size = SIDE * COLS
     plane = tl.cast(lines, tl.int64) * size
     first = tl.program_id(0).to(tl.int64) * REPEAT
     line = first + j // COLS
     at = line * size + i * COLS + j % COLS
-    m = matrices(consts, KEEP)
+    m = matrices(consts)
     w_real, w_imag = _twiddles(coarse_ptr, fine_ptr, first % N1, N1, COLS, REPEAT)
     x_real, x_imag = _load_line(z_ptr, plane, at, w_real, w_imag)
     real, imag = transform_complex(x_real, x_imag, m)
@@ -349,10 +340,8 @@ def inner_spectrum_kernel(
         x_real, x_imag = _load_line(past_ptr, plane, at, w_real, w_imag)
         r_real, r_imag = transform_complex(x_real, x_imag, m)
         real, imag = real + r_real, imag - r_imag
-    place, h_size = places(KEEP, REPEAT)
-    at = (first + tl.arange(0, KEEP)[None, :] // (KEEP // REPEAT)) * h_size + place
-    tl.store(out_ptr + at, real.to(tl.float16))
-    tl.store(out_ptr + tl.cast(lines, tl.int64) * h_size + at, imag.to(tl.float16))
+    tl.store(z_ptr + at, real.to(tl.float16))
+    tl.store(z_ptr + plane + at, imag.to(tl.float16))
 
 
 @triton.jit
@@ -372,7 +361,6 @@ def inner_correlate_kernel(
     N1: tl.constexpr,
     COLS: tl.constexpr,
     REPEAT: tl.constexpr,
-    KEEP: tl.constexpr,
     HAS_REVERSE: tl.constexpr,
 ) -> None:
     """z[c, k1] = inverse of sum_b weight conj(V) G of the lines of v and g, and in ``past`` the
@@ -384,9 +372,9 @@ def inner_correlate_kernel(
     c, first = pid // (N1 // REPEAT), pid % (N1 // REPEAT) * REPEAT
     k1 = first + j // COLS
     plane = tl.cast(channels, tl.int64) * N1 * size
-    m = matrices(consts, KEEP)
-    sum_real = tl.zeros((SIDE, KEEP), tl.float32)
-    sum_imag = tl.zeros((SIDE, KEEP), tl.float32)
+    m = matrices(consts)
+    sum_real = tl.zeros((SIDE, SIDE), tl.float32)
+    sum_imag = tl.zeros((SIDE, SIDE), tl.float32)
     for b in range(batch):
         w_real, w_imag = _twiddles(coarse_ptr, fine_ptr, first, N1, COLS, REPEAT)
         at = ((c * batch + b) * N1 + k1) * size + n
@@ -400,8 +388,7 @@ def inner_correlate_kernel(
         g_real, g_imag = g_real * weight, g_imag * weight
         sum_real += v_real * g_real + v_imag * g_imag
         sum_imag += v_real * g_imag - v_imag * g_real
-    real, imag, scale = _normalised(sum_real, sum_imag, KEEP // REPEAT, REPEAT)
-    scale = regroup(scale, KEEP // REPEAT, COLS, REPEAT)
+    real, imag, scale = _normalised(sum_real, sum_imag, COLS, REPEAT)
     line = c * N1 + k1
     at = line * size + n
     w_real, w_imag = _twiddles(coarse_ptr, fine_ptr, first, N1, COLS, REPEAT)

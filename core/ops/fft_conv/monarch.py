@@ -16,11 +16,11 @@ LONGEST = 2**22
 WORTH_THREE_PASSES = 2**23
 
 
-def fits(u: Tensor, taps: int, circular: bool, band: float = 1.0) -> bool:
+def fits(u: Tensor, taps: int, circular: bool) -> bool:
     """Whether this version computes it: bfloat16, up to 4M positions, not periodic, worth it."""
     if circular or u.dtype != torch.bfloat16 or u.shape[-1] > LONGEST:
         return False
-    one_pass = isinstance(plan(u.shape[-1], taps, 0, band), Windows)
+    one_pass = isinstance(plan(u.shape[-1], taps, 0), Windows)
     return u.numel() >= (1 if one_pass else WORTH_THREE_PASSES)
 
 
@@ -31,10 +31,9 @@ def forward(
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
     zero: int,
-    band: float = 1.0,
 ) -> Tensor:
-    """As `spectral.forward`; ``band`` as in `core.ops.fft_conv.fft_conv`."""
-    how = plan(u.shape[-1], h.shape[1], zero, band)
+    """As `spectral.forward`."""
+    how = plan(u.shape[-1], h.shape[1], zero)
     u, pre_gate, post_gate = rows_of(u), rows_of(pre_gate), rows_of(post_gate)
     h, skip = h.contiguous(), rows_of(skip)
     with torch.cuda.device_of(u):
@@ -52,11 +51,10 @@ def backward(
     post_gate: Tensor | None,
     zero: int,
     wanted: Sequence[bool],
-    band: float = 1.0,
 ) -> Gradients:
-    """As `spectral.backward`; ``band`` as in `core.ops.fft_conv.fft_conv`."""
+    """As `spectral.backward`."""
     gradients = empty_gradients(u, h, skip, pre_gate, post_gate, wanted)
-    how = plan(u.shape[-1], h.shape[1], zero, band)
+    how = plan(u.shape[-1], h.shape[1], zero)
     dy, u, pre_gate, post_gate = rows_of(dy), rows_of(u), rows_of(pre_gate), rows_of(post_gate)
     h, skip = h.contiguous(), rows_of(skip)
     with torch.cuda.device_of(u):

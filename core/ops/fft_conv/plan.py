@@ -24,33 +24,21 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # u, h, skip, pre_gat
 @dataclass(frozen=True)
 class Tile:
     """Transforms of ``size`` numbers, ``repeat`` of them in a tile; each multiplies norms by
-    ``gain``. Spectra have ``keep`` columns in a tile: 64, or those of the lowest frequencies."""
+    ``gain``."""
 
     size: int
     cols: int
     repeat: int
     gain: float
-    keep: int
 
     @property
     def layout(self) -> dict[str, int]:
-        return {"COLS": self.cols, "REPEAT": self.repeat, "KEEP": self.keep}
-
-    @property
-    def spectrum(self) -> int:
-        """Numbers in the spectrum of one sequence."""
-        return SIDE * self.keep // self.repeat
+        return {"COLS": self.cols, "REPEAT": self.repeat}
 
 
-def tile_of(size: int, band: float = 1.0) -> Tile:
+def tile_of(size: int) -> Tile:
     cols = size // SIDE
-    gain = gain_of(SIDE) * gain_of(cols)
-    return Tile(size, cols, SIDE // cols, gain, round(SIDE * band))
-
-
-def transform_size(length: int, band: float) -> int:
-    """A power of two with at least two kept columns, one a sign of the frequency."""
-    return max(SIDE, 1 << (length - 1).bit_length(), round(2 * SIDE / band) if band < 1 else 1)
+    return Tile(size, cols, SIDE // cols, gain_of(SIDE) * gain_of(cols))
 
 
 def gain_of(size: int) -> float:
@@ -76,19 +64,13 @@ def _planes(x: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=64)
 def tile_constants(tile: Tile, shift: float, device: torch.device) -> Tensor:
-    """(6, 4096) float16: the matrices and twiddle factors of a tile (README.md); of the second
-    matrix the kept columns."""
+    """(6, 64, 64) float16: the matrices and twiddle factors of a tile (README.md)."""
     f1 = _dft(SIDE, shift) * gain_of(SIDE)
-    low = tile.keep // tile.repeat // 2
-    columns = torch.arange(tile.cols)
-    columns = columns[(columns < low) | (columns >= tile.cols - low) | (tile.keep == SIDE)]
-    f2 = _dft(tile.cols, 0.0)[:, columns] * gain_of(tile.cols)
-    f2 = torch.block_diag(*[f2] * tile.repeat)
+    f2 = torch.block_diag(*[_dft(tile.cols, 0.0) * gain_of(tile.cols)] * tile.repeat)
     k = torch.arange(SIDE, dtype=torch.float64)[:, None] + shift
     n = torch.arange(SIDE, dtype=torch.float64) % tile.cols
-    flat = [x.flatten() for x in (f1, f2, _phases(k * n / tile.size))]
-    flat = [torch.nn.functional.pad(x, (0, TILE - len(x))) for x in flat]
-    return torch.cat([_planes(x, torch.float16, device) for x in flat])
+    parts = [_planes(x, torch.float16, device) for x in (f1, f2, _phases(k * n / tile.size))]
+    return torch.cat(parts)
 
 
 @dataclass(frozen=True)
@@ -155,15 +137,15 @@ class Passes:
     tile: Tile
 
 
-def plan(length: int, taps: int, zero: int, band: float = 1.0) -> Windows | Passes:
-    size = transform_size(length, band)
+def plan(length: int, taps: int, zero: int) -> Windows | Passes:
+    size = max(SIDE, 1 << (length - 1).bit_length())
     if size <= TILE:
-        return Windows(tile_of(size, band), 1, size, 0, 0)
-    if taps <= WINDOW_TAPS and band == 1:
+        return Windows(tile_of(size), 1, size, 0, 0)
+    if taps <= WINDOW_TAPS:
         hop = TILE - taps + 1
         return Windows(tile_of(TILE), -(-length // hop), hop, taps - 1 - zero, zero)
     n1 = max(16, size // TILE)
-    return Passes(n1, size // n1, tile_of(size // n1, band))
+    return Passes(n1, size // n1, tile_of(size // n1))
 
 
 @overload

@@ -7,8 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-from core.ops.fft_conv.plan import transform_size
-
 
 def fft_conv_reference(
     u: Tensor,
@@ -52,6 +50,11 @@ def _shifted(size: int, like: Tensor) -> Tensor:
     return turn.to(torch.complex64 if like.dtype == torch.float32 else torch.complex128)
 
 
+def _grid(length: int, band: float) -> int:
+    """N of the frequencies (k + 1/4) / N that ``band`` is a share of."""
+    return max(1 << (length - 1).bit_length(), round(128 / band))
+
+
 def _mask(size: int, band: float, device: torch.device) -> Tensor:
     k = torch.arange(size, device=device)
     return (k < band * size / 2) | (k >= size - band * size / 2)
@@ -69,7 +72,7 @@ def _low_frequencies(
     """The spectra as they are defined, multiplied where ``band`` keeps them."""
     length = u.shape[-1]
     dtype = torch.promote_types(u.dtype, torch.float32)
-    size = transform_size(length, band)
+    size = _grid(length, band)
 
     def spectrum(x: Tensor) -> Tensor:
         x = torch.nn.functional.pad(x.to(dtype), (0, size - x.shape[-1]))
@@ -95,7 +98,7 @@ def band_limited(h: Tensor, zero: int, length: int, band: float) -> Tensor:
     What the masked spectrum turns back into has the lags from 0 on in its real part and those
     before in its imaginary part, which is where a circular product of this kind puts what wraps.
     """
-    size = transform_size(length, band)
+    size = _grid(length, band)
     ahead = torch.nn.functional.pad(h[:, zero:], (0, size - h.shape[1] + zero))
     shifted = _shifted(size, h)
     spectrum = torch.fft.fft(ahead * shifted)

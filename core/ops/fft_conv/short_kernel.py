@@ -21,9 +21,7 @@ from core.ops.fft_conv.tile_kernel import (
     load_gated,
     magnitude,
     matrices,
-    places,
     power_below,
-    regroup,
     round_store,
     scale_of_rows,
     transform,
@@ -85,7 +83,6 @@ def convolve_kernel(
     norm: tl.tensor,
     COLS: tl.constexpr,
     REPEAT: tl.constexpr,
-    KEEP: tl.constexpr,
     TILES: tl.constexpr,
     CONJ: tl.constexpr,
     WINDOWED: tl.constexpr,
@@ -101,10 +98,10 @@ def convolve_kernel(
     c, group = pid // groups, pid % groups
     i, j = tl.arange(0, SIDE)[:, None], tl.arange(0, SIDE)[None, :]
     n = i * COLS + j % COLS
-    at, size = places(KEEP, REPEAT)
-    h_at = c * size + at
+    size = SIDE * COLS
+    h_at = c * size + n
     factor = tl.load(scale_ptr + c) * norm
-    m = matrices(consts, KEEP)
+    m = matrices(consts)
     h_real = tl.load(spectrum_ptr + h_at)
     h_imag = tl.load(spectrum_ptr + tl.cast(channels, tl.int64) * size + h_at)
     if CONJ:
@@ -165,7 +162,6 @@ def correlate_kernel(
     tiles: tl.tensor,
     COLS: tl.constexpr,
     REPEAT: tl.constexpr,
-    KEEP: tl.constexpr,
     WINDOWED: tl.constexpr,
     HAS_PRE: tl.constexpr,
     HAS_POST: tl.constexpr,
@@ -178,10 +174,10 @@ def correlate_kernel(
     c, group = pid // groups, pid % groups
     i, j = tl.arange(0, SIDE)[:, None], tl.arange(0, SIDE)[None, :]
     n = i * COLS + j % COLS
-    sum_real = tl.zeros((SIDE, KEEP), tl.float32)
-    sum_imag = tl.zeros((SIDE, KEEP), tl.float32)
+    sum_real = tl.zeros((SIDE, SIDE), tl.float32)
+    sum_imag = tl.zeros((SIDE, SIDE), tl.float32)
     dskip = 0.0
-    m = matrices(consts, KEEP)
+    m = matrices(consts)
     for tile in range(tiles):
         row = ((group * tiles + tile) * REPEAT).to(tl.int32) + j // COLS
         b, t, mask, own = place(row, n, rows, windows, hop, lead, length, WINDOWED)
@@ -200,14 +196,12 @@ def correlate_kernel(
         # half the registers while the other transform runs
         v_real, v_imag = v_real.to(tl.float16), v_imag.to(tl.float16)
         g_real, g_imag = transform((g * g_inverse).to(tl.float16), m)
-        scale = regroup(g_scale * v_scale, COLS, KEEP // REPEAT, REPEAT)
-        g_real, g_imag = g_real * scale, g_imag * scale
+        g_real, g_imag = g_real * (g_scale * v_scale), g_imag * (g_scale * v_scale)
         sum_real += v_real * g_real + v_imag * g_imag
         sum_imag += v_real * g_imag - v_imag * g_real
-    at, size = places(KEEP, REPEAT)
+    size = SIDE * COLS
     plane = tl.cast(groups, tl.int64) * REPEAT * channels * size
-    part = group * REPEAT + tl.arange(0, KEEP)[None, :] // (KEEP // REPEAT)
-    at = (part * channels + c) * size + at
+    at = ((group * REPEAT + j // COLS) * channels + c) * size + n
     tl.store(partial_ptr + at, sum_real)
     tl.store(partial_ptr + plane + at, sum_imag)
     if HAS_SKIP:
@@ -225,7 +219,6 @@ def filter_kernel(
     zero: tl.tensor,
     COLS: tl.constexpr,
     REPEAT: tl.constexpr,
-    KEEP: tl.constexpr,
     HAS_REVERSE: tl.constexpr,
 ) -> None:
     """Spectra (channels, size) of filters (channels, taps) with lag 0 at ``zero``, each divided by
@@ -241,18 +234,15 @@ def filter_kernel(
         past = tl.load(h_ptr + at - n, mask=(c < channels) & (n > 0) & (n <= zero), other=0.0)
         largest = tl.maximum(largest, largest_of_rows(magnitude(past, REPEAT), COLS, REPEAT))
     scale, inverse = scale_of_rows(largest, REPEAT)
-    m = matrices(consts, KEEP)
+    m = matrices(consts)
     real, imag = transform((contain(x, scale, REPEAT) * inverse).to(tl.float16), m)
     if HAS_REVERSE:
         r_real, r_imag = transform((contain(past, scale, REPEAT) * inverse).to(tl.float16), m)
         real, imag = real + r_real, imag - r_imag
-    place, size = places(KEEP, REPEAT)
-    first = tl.program_id(0).to(tl.int64) * REPEAT
-    kept_c = first + tl.arange(0, KEEP)[None, :] // (KEEP // REPEAT)
-    at, mask = kept_c * size + place, kept_c < channels
+    at, mask = c * (SIDE * COLS) + n, c < channels
     round_store(spectrum_ptr + at, real, mask)
-    round_store(spectrum_ptr + tl.cast(channels, tl.int64) * size + at, imag, mask)
-    tl.store(scale_ptr + c, scale, mask=(c < channels) & (j % COLS == 0))
+    round_store(spectrum_ptr + tl.cast(channels, tl.int64) * SIDE * COLS + at, imag, mask)
+    tl.store(scale_ptr + c, scale, mask=mask & (j % COLS == 0))
 
 
 @triton.jit
@@ -267,30 +257,25 @@ def filter_gradient_kernel(
     norm: tl.tensor,
     COLS: tl.constexpr,
     REPEAT: tl.constexpr,
-    KEEP: tl.constexpr,
     HAS_REVERSE: tl.constexpr,
 ) -> None:
     """dh (channels, taps) from the sum of ``partial`` (parts, channels, size) in two planes."""
     i, j = tl.arange(0, SIDE)[:, None], tl.arange(0, SIDE)[None, :]
     n = i * COLS + j % COLS
     c = tl.program_id(0).to(tl.int64) * REPEAT + j // COLS
-    place, size = places(KEEP, REPEAT)
-    first = tl.program_id(0).to(tl.int64) * REPEAT
-    kept_c = first + tl.arange(0, KEEP)[None, :] // (KEEP // REPEAT)
+    size = SIDE * COLS
     plane = tl.cast(parts, tl.int64) * channels * size
-    real = tl.zeros((SIDE, KEEP), tl.float32)
-    imag = tl.zeros((SIDE, KEEP), tl.float32)
+    real = tl.zeros((SIDE, SIDE), tl.float32)
+    imag = tl.zeros((SIDE, SIDE), tl.float32)
     for part in range(parts):
-        at = (tl.cast(part, tl.int64) * channels + kept_c) * size + place
-        real += tl.load(partial_ptr + at, mask=kept_c < channels, other=0.0)
-        imag += tl.load(partial_ptr + plane + at, mask=kept_c < channels, other=0.0)
+        at = (tl.cast(part, tl.int64) * channels + c) * size + n
+        real += tl.load(partial_ptr + at, mask=c < channels, other=0.0)
+        imag += tl.load(partial_ptr + plane + at, mask=c < channels, other=0.0)
     largest = tl.maximum(magnitude(real, REPEAT), magnitude(imag, REPEAT))
-    largest = largest_of_rows(largest, KEEP // REPEAT, REPEAT)
-    scale, inverse = scale_of_rows(largest, REPEAT)
+    scale, inverse = scale_of_rows(largest_of_rows(largest, COLS, REPEAT), REPEAT)
     real = contain(real * inverse, scale, REPEAT)
     imag = contain(imag * inverse, scale, REPEAT)
-    scale = regroup(scale, KEEP // REPEAT, COLS, REPEAT)
-    m = matrices(consts, KEEP)
+    m = matrices(consts)
     at = c * taps + zero
     h = invert_real(real, imag, m) * norm * scale
     tl.store(dh_ptr + at + n, h, mask=(c < channels) & (zero + n < taps))

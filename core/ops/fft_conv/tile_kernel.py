@@ -1,7 +1,6 @@
 """Transforms of a tile of 64 x 64 numbers as products with matrices on tensor cores (README.md).
 
-A tile holds one sequence of 4,096 numbers or ``REPEAT`` shorter ones side by side. Its spectrum has
-``KEEP`` columns: 64, or fewer, for the lowest frequencies alone. ``consts``
+A tile holds one sequence of 4,096 numbers or ``REPEAT`` shorter ones side by side. ``consts``
 is what `plan.tile_constants` makes, ``COLS`` = 64 / ``REPEAT``. Spectra are float16, real and
 imaginary parts in two planes.
 """
@@ -56,13 +55,13 @@ def power_below(largest: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
 
 @triton.jit
 def largest_of_rows(x: tl.tensor, COLS: tl.constexpr, REPEAT: tl.constexpr) -> tl.tensor:
-    """(1, REPEAT COLS): for each column the largest of ``x`` >= 0 in all of its sequence's."""
+    """(1, 64): for each column the largest of ``x`` >= 0 in all columns of its sequence."""
     columns = tl.max(x, 0)
     if REPEAT == 1:
-        columns = tl.broadcast_to(tl.max(columns, 0)[None], (COLS,))
+        columns = tl.broadcast_to(tl.max(columns, 0)[None], (SIDE,))
     elif REPEAT < SIDE:
         groups = tl.max(tl.reshape(columns, (REPEAT, COLS)), 1)
-        columns = tl.reshape(tl.broadcast_to(groups[:, None], (REPEAT, COLS)), (REPEAT * COLS,))
+        columns = tl.reshape(tl.broadcast_to(groups[:, None], (REPEAT, COLS)), (SIDE,))
     return columns[None, :]
 
 
@@ -96,43 +95,20 @@ def contain(x: tl.tensor, scale: tl.tensor, REPEAT: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def regroup(x: tl.tensor, FROM: tl.constexpr, TO: tl.constexpr, REPEAT: tl.constexpr) -> tl.tensor:
-    """What ``largest_of_rows`` gave for sequences of ``FROM`` columns, for ``TO`` columns each."""
-    if FROM == TO:
-        return x
-    groups = tl.max(tl.reshape(x, (REPEAT, FROM)), 1)
-    return tl.reshape(tl.broadcast_to(groups[:, None], (REPEAT, TO)), (1, REPEAT * TO))
-
-
-@triton.jit
-def places(KEEP: tl.constexpr, REPEAT: tl.constexpr) -> tuple[tl.tensor, tl.constexpr]:
-    """Where the numbers of a tile's spectra stand, each in its own, and how many one has."""
-    i, j = tl.arange(0, SIDE)[:, None], tl.arange(0, KEEP)[None, :]
-    return i * (KEEP // REPEAT) + j % (KEEP // REPEAT), SIDE * (KEEP // REPEAT)
-
-
-@triton.jit
 def square(pointer: tl.tensor) -> tl.tensor:
     i, j = tl.arange(0, SIDE)[:, None], tl.arange(0, SIDE)[None, :]
     return tl.load(pointer + i * SIDE + j)
 
 
 @triton.jit
-def kept(pointer: tl.tensor, KEEP: tl.constexpr) -> tl.tensor:
-    i, j = tl.arange(0, SIDE)[:, None], tl.arange(0, KEEP)[None, :]
-    return tl.load(pointer + i * KEEP + j)
-
-
-@triton.jit
-def matrices(consts: tl.tensor, KEEP: tl.constexpr) -> tuple[tl.tensor, ...]:
-    """F1, the kept columns of F2 and the twiddle factors, each as its real and its imaginary
-    part."""
+def matrices(consts: tl.tensor) -> tuple[tl.tensor, ...]:
+    """F1, F2 and the twiddle factors, each as its real and its imaginary part."""
     step = SIDE * SIDE
     return (
         square(consts),
         square(consts + step),
-        kept(consts + 2 * step, KEEP),
-        kept(consts + 3 * step, KEEP),
+        square(consts + 2 * step),
+        square(consts + 3 * step),
         square(consts + 4 * step),
         square(consts + 5 * step),
     )
@@ -174,8 +150,6 @@ def _start_inverse(
     """(x conj(F2)) conj(T), T elementwise, in float16."""
     _f1_real, _f1_imag, f_real, f_imag, t_real, t_imag = m
     x_real, x_imag = x_real.to(tl.float16), x_imag.to(tl.float16)
-    if x_real.shape[1] < SIDE:  # F2 is symmetric, its kept columns are not
-        f_real, f_imag = tl.trans(f_real), tl.trans(f_imag)
     real = dot_add(x_imag, f_imag, dot(x_real, f_real))
     imag = dot_add(-x_real, f_imag, dot(x_imag, f_real))
     real, imag = real.to(tl.float16), imag.to(tl.float16)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fft_conv_cases import OPTIONS, Case, check
+from fft_conv_cases import OPTIONS, Case, check, check_band
 from tolerances import RMS_LIMIT
 from torch import Tensor
 
@@ -168,14 +168,16 @@ def test_pieces_with_history_equal_the_whole(taps: int) -> None:
     torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize("band", [0.5, 0.25])
-def test_a_band_of_frequencies_as_a_matrix(band: float) -> None:
-    """Spectra as sums over the grid (k + 1/4) / 512, and no others kept."""
-    size, length = 512, 300
-    tensors = Case(length=length, taps=40, reverse_taps=length).inputs(torch.float64)
+@pytest.mark.parametrize(
+    ("length", "band", "size"), [(300, 0.5, 512), (300, 0.25, 512), (5, 0.5, 256), (5, 0.25, 512)]
+)
+def test_a_band_of_frequencies_as_a_matrix(length: int, band: float, size: int) -> None:
+    """Spectra as sums over the grid (k + 1/4) / ``size``, and no others kept."""
+    taps = min(40, length)
+    tensors = Case(length=length, taps=taps, reverse_taps=length).inputs(torch.float64)
     grid = torch.arange(size, dtype=torch.float64)
     waves = torch.exp(-2j * torch.pi * (grid[:, None] + 0.25) * grid / size)
-    ahead = tensors["k"].to(waves.dtype) @ waves[:, :40].T
+    ahead = tensors["k"].to(waves.dtype) @ waves[:, :taps].T
     behind = tensors["reverse_k"].to(waves.dtype) @ waves[:, :length].T.conj()
     spectrum = tensors["u"].to(waves.dtype) @ waves[:, :length].T
     low = (grid < band * size / 2) | (grid >= size * (1 - band / 2))
@@ -194,6 +196,13 @@ def test_gradients_of_a_band(length: int) -> None:
         for function in (fft_conv, fft_conv_reference)
     )
     torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("band", [0.5, 0.25])
+@pytest.mark.parametrize("length", [300, 4096, 70_000])
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64], ids=str)
+def test_precision_of_a_band(dtype: torch.dtype, length: int, band: float) -> None:
+    check_band(length, band, dtype)
 
 
 def test_only_inputs_are_kept() -> None:
@@ -230,7 +239,7 @@ def test_registration(case: Case) -> None:
     zero = 0 if reverse is None else reverse.shape[1] - 1
     arguments = [tensors["u"], h, *(tensors[x] for x in ("skip", "pre_gate", "post_gate"))]
     arguments = [x.requires_grad_() for x in arguments]
-    torch.library.opcheck(torch.ops.longspan.fft_conv, (*arguments, zero, case.circular, 1.0))
+    torch.library.opcheck(torch.ops.longspan.fft_conv, (*arguments, zero, case.circular, False))
     detached = [x.detach() for x in arguments]
     torch.library.opcheck(
         torch.ops.longspan.fft_conv_backward,
@@ -239,7 +248,7 @@ def test_registration(case: Case) -> None:
             *detached,
             zero,
             case.circular,
-            1.0,
+            False,
             [True, True, False, True, True],
         ),
     )

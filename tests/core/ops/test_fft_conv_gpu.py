@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fft_conv_cases import OPTIONS, Case, check, check_spoiled_rows
+from fft_conv_cases import OPTIONS, Case, check, check_band, check_spoiled_rows
 from tolerances import RMS_LIMIT
 from torch import Tensor
 
@@ -96,17 +96,9 @@ def test_compile() -> None:
 
 @pytest.mark.parametrize("band", [0.5, 0.25])
 @pytest.mark.parametrize("length", [300, 4096, 70_000])
-def test_a_band_of_frequencies(length: int, band: float) -> None:
-    case = Case(length=length, skip=True, pre_gate=True, post_gate=True, reverse_taps=length)
-    tensors = case.inputs(torch.bfloat16, "cuda")
-    dy = torch.randn_like(tensors["u"])
-    found = []
-    for function, dtype in ((fft_conv, None), (fft_conv_reference, torch.float64)):
-        leaves = {k: x.to(dtype or x.dtype).requires_grad_() for k, x in tensors.items()}
-        y = function(**leaves, band=band)
-        found.append([y, *torch.autograd.grad(y, list(leaves.values()), dy.to(y.dtype))])
-    for got, expected in zip(*found, strict=True):
-        assert ratio(got.detach(), expected.detach()) <= RMS_LIMIT[torch.bfloat16]
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_band_of_frequencies(length: int, band: float, dtype: torch.dtype) -> None:
+    check_band(length, band, dtype, "cuda")
 
 
 @pytest.mark.parametrize("length", [50, 300, 2000, 4096, 20_000, 70_000])

@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from core.ops.fft_conv import long_kernel, short_kernel
 
-HALF = {"consts", "z_ptr", "spectrum_ptr", "past_ptr", "f_ptr", "v_ptr", "g_ptr", "out_ptr"}
+HALF = {"consts", "z_ptr", "spectrum_ptr", "past_ptr", "f_ptr", "v_ptr", "g_ptr"}
 ACTIVATIONS = {"x_ptr", "pre_ptr", "dy_ptr", "post_ptr", "gate_ptr", "out1_ptr", "out2_ptr",
                "gate1_ptr", "gate2_ptr"}
 
@@ -44,7 +44,7 @@ def compiled(kernel, ones=(), **options):
     assert made.asm["cubin"], kernel.__name__
     print(kernel.__name__, flush=True)
 
-TILE, SHARED = ({"COLS": 64 // n, "REPEAT": n, "KEEP": 64 // s} for n, s in ((1, 1), (8, 4)))
+TILE, SHARED = ({"COLS": 64 // n, "REPEAT": n} for n in (1, 8))
 GATES = {"HAS_PRE": True, "HAS_SKIP": True, "HAS_GATE1": True, "HAS_OUT2": True, "HAS_GATE2": True}
 COUNTS = ("channels", "rows", "windows", "groups")
 compiled(short_kernel.convolve_kernel, COUNTS, **TILE, TILES=2, CONJ=True, WINDOWED=True, **GATES)
