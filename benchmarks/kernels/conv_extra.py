@@ -5,8 +5,8 @@
 
 Lengths that are short, 4,194,304, or no powers of two; 128 taps over 65,536 positions; a second
 piece of 65,536 behind a history as long; half and a quarter of the frequencies. No gates, bf16 in
-and out, float32 filters. fft_conv computes a band by torch.fft too and skips nothing, so its rows
-say what the option costs; the contestant torch.fft keeps every frequency there: another operation
+and out, float32 filters. fft_conv skips nothing of a band, so its rows say what the option
+costs; the contestant torch.fft keeps every frequency there: another operation
 of the same size. FlashFFTConv takes powers of two and whole filters. Prints a table and writes
 fft_conv_extra.json; protocol as in conv.py.
 """

@@ -40,9 +40,9 @@ def fft_conv(
 
     ``band`` 1/2 or 1/4 keeps that share of the frequencies alone, the lowest: those below ``band``
     / 2 of the sampling rate on the grid (k + 1/4) / N, where N is the least power of two that is
-    neither below ``length`` nor below 128 / ``band``. The result is not causal any more. torch.fft
-    computes it, on every device and in every dtype, with the filter that this leaves (2 ``length``
-    - 1 taps, kept for the backward pass): it saves no time.
+    neither below ``length`` nor below 128 / ``band``. The result is not causal any more. It is
+    the convolution with the filter that this leaves (2 ``length`` - 1 taps, made by torch.fft and
+    kept for the backward pass), which takes every frequency all the same: it saves no time.
 
     Computes in float32 (float64 for a float64 ``u``) and returns the dtype of ``u``. Differentiable
     once in every tensor; only the inputs are kept for the backward pass. Raises ValueError naming
@@ -69,7 +69,7 @@ def fft_conv(
         skip = skip.to(dtype)
     if band < 1:
         h, zero = band_limited(h, zero, u.shape[-1], band), u.shape[-1] - 1
-    y: Tensor = _fft_conv(u, h, skip, pre_gate, post_gate, zero, circular, band < 1)
+    y: Tensor = _fft_conv(u, h, skip, pre_gate, post_gate, zero, circular)
     return y[..., past:] if past else y
 
 
@@ -187,8 +187,8 @@ def _check_kind(op: str, name: str, x: Tensor, u: Tensor) -> None:
         )
 
 
-def _takes_monarch(u: Tensor, h: Tensor, circular: bool, by_fft: bool) -> bool:
-    if by_fft or not use_triton(u):
+def _takes_monarch(u: Tensor, h: Tensor, circular: bool) -> bool:
+    if not use_triton(u):
         return False
     from core.ops.fft_conv import monarch
 
@@ -212,9 +212,8 @@ def _fft_conv(
     post_gate: Tensor | None,
     zero: int,
     circular: bool,
-    by_fft: bool,
 ) -> Tensor:
-    if _takes_monarch(u, h, circular, by_fft):
+    if _takes_monarch(u, h, circular):
         from core.ops.fft_conv import monarch
 
         return monarch.forward(u, h, skip, pre_gate, post_gate, zero)
@@ -231,7 +230,6 @@ def _(
     post_gate: Tensor | None,
     zero: int,
     circular: bool,
-    by_fft: bool,
 ) -> Tensor:
     return u.new_empty(u.shape)
 
@@ -246,10 +244,9 @@ def _fft_conv_backward(
     post_gate: Tensor | None,
     zero: int,
     circular: bool,
-    by_fft: bool,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if _takes_monarch(u, h, circular, by_fft):
+    if _takes_monarch(u, h, circular):
         from core.ops.fft_conv import monarch
 
         return monarch.backward(dy, u, h, skip, pre_gate, post_gate, zero, wanted)
@@ -267,23 +264,22 @@ def _(
     post_gate: Tensor | None,
     zero: int,
     circular: bool,
-    by_fft: bool,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return spectral.empty_gradients(u, h, skip, pre_gate, post_gate, wanted)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.zero, ctx.circular, ctx.by_fft = inputs
+    *tensors, ctx.zero, ctx.circular = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     wanted = list(ctx.needs_input_grad[:5])
-    options = (ctx.zero, ctx.circular, ctx.by_fft)
+    options = (ctx.zero, ctx.circular)
     gradients = _fft_conv_backward(dy, *ctx.saved_tensors, *options, wanted)
     some = (g if want else None for g, want in zip(gradients, wanted, strict=True))
-    return (*some, None, None, None)
+    return (*some, None, None)
 
 
 _fft_conv.register_autograd(_differentiate, setup_context=_setup_context)

@@ -239,7 +239,7 @@ def test_registration(case: Case) -> None:
     zero = 0 if reverse is None else reverse.shape[1] - 1
     arguments = [tensors["u"], h, *(tensors[x] for x in ("skip", "pre_gate", "post_gate"))]
     arguments = [x.requires_grad_() for x in arguments]
-    torch.library.opcheck(torch.ops.longspan.fft_conv, (*arguments, zero, case.circular, False))
+    torch.library.opcheck(torch.ops.longspan.fft_conv, (*arguments, zero, case.circular))
     detached = [x.detach() for x in arguments]
     torch.library.opcheck(
         torch.ops.longspan.fft_conv_backward,
@@ -248,7 +248,6 @@ def test_registration(case: Case) -> None:
             *detached,
             zero,
             case.circular,
-            False,
             [True, True, False, True, True],
         ),
     )

@@ -100,11 +100,15 @@ def test_bfloat16_is_computed_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("length", [300, 5000])
-def test_a_band_is_left_to_torch_fft(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("forward", "backward"):
-        monkeypatch.setattr(monarch, name, Mock(side_effect=AssertionError))
-    for dtype in (BF16, torch.float16, torch.float32):
-        check_band(length, 0.5, dtype)
+def test_a_band_takes_the_kernels_with_the_filter_it_leaves(
+    length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spies = [Mock(wraps=monarch.forward), Mock(wraps=monarch.backward)]
+    for name, spy in zip(("forward", "backward"), spies, strict=True):
+        monkeypatch.setattr(monarch, name, spy)
+    for band in (0.5, 0.25):
+        check_band(length, band, BF16)
+    assert [spy.call_count for spy in spies] == [2, 2]
 
 
 # ---- against the definition in float64
