@@ -33,11 +33,10 @@ def broken(page: Path) -> list[str]:
             continue
         path, _, part = link.partition("#")
         target = page.parent / path if path else page
-        if not target.exists():
+        exists = target.exists()
+        headings = HEADING.findall(target.read_text()) if exists and target.suffix == ".md" else []
+        if not exists or (part and part not in map(anchor, headings)):
             found.append(link)
-        elif part and target.suffix == ".md":
-            if part not in map(anchor, HEADING.findall(target.read_text())):
-                found.append(link)
     return found
 
 
