@@ -67,7 +67,8 @@ compiled(long_kernel.inner_correlate_kernel, ("batch", "channels"), **TILE, N1=6
 
 
 def run(*words: str) -> str:
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    # the root first: beside a script in tests/, tests/core would stand for the package
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, *words], env=environment, capture_output=True, text=True, timeout=500
     )
