@@ -48,6 +48,12 @@ class Server:
             env=environment,
         )
 
+    @classmethod
+    def beside(cls, domain: str, folder: Path) -> Server:
+        """In a folder where the domain's samples lie as its configs name them."""
+        (folder / domain).symlink_to(ROOT / domain)
+        return cls(folder)
+
     def ask(self, question: dict[str, Any]) -> int:
         assert self.process.stdin is not None
         assert self.process.stdout is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -47,3 +49,15 @@ def assert_close_to_reference(
     assert largest <= (3 if gradient else 2) * plain_largest, (
         f"{name}: largest error {largest:.2e}, plain PyTorch in {dtype} has {plain_largest:.2e}"
     )
+
+
+def assert_all_close_to_reference(
+    got: Mapping[str, Tensor],
+    reference64: Mapping[str, Tensor],
+    plain: Mapping[str, Tensor],
+    dtype: torch.dtype,
+) -> None:
+    """`assert_close_to_reference` of each by its name; gradients are named "gradient ..."."""
+    for name, tensor in got.items():
+        gradient = name.startswith("gradient")
+        assert_close_to_reference(name, tensor, reference64[name], plain[name], dtype, gradient)

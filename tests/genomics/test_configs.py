@@ -20,9 +20,7 @@ CONFIGS = sorted((ROOT / "genomics" / "configs").glob("*.yaml"))
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Command lines in a folder where the samples lie as the configs name them."""
-    folder = tmp_path_factory.mktemp("configs")
-    (folder / "genomics").symlink_to(ROOT / "genomics")
-    server = Server(folder)
+    server = Server.beside("genomics", tmp_path_factory.mktemp("configs"))
     yield server
     server.close()
 

@@ -33,9 +33,7 @@ FEW = ("--data.init_args.protocol.stride", "500", "--data.init_args.batch_size",
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Command lines in a folder where the sample lies as the configs name it."""
-    folder = tmp_path_factory.mktemp("configs")
-    (folder / "timeseries").symlink_to(ROOT / "timeseries")
-    server = Server(folder)
+    server = Server.beside("timeseries", tmp_path_factory.mktemp("configs"))
     yield server
     server.close()
 

@@ -33,9 +33,7 @@ LINE = "--model.init_args.model.init_args.backbone.init_args.padding_free"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("padding_free")
-    (folder / "timeseries").symlink_to(ROOT / "timeseries")
-    server = Server(folder)
+    server = Server.beside("timeseries", tmp_path_factory.mktemp("padding_free"))
     yield server
     server.close()
 

@@ -10,12 +10,11 @@ imaginary parts in two planes.
 
 from __future__ import annotations
 
-import os
-
 import triton
 import triton.language as tl
 
-INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+from core.ops.tiles import INTERPRET
+
 SIDE = tl.constexpr(64)
 INFINITY = tl.constexpr(0x7F800000)  # float32's, as an integer
 

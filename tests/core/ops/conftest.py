@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,3 +20,11 @@ def interpreted_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("Triton compiles for the GPU in this process")
     monkeypatch.setenv("LONGSPAN_OPS", "triton")
+
+
+@pytest.fixture
+def nan_filled() -> Iterator[None]:
+    """Fresh memory holds NaN, so that what a kernel forgets to write shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

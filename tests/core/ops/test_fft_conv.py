@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -47,14 +46,6 @@ def fitted(case: Case, length: int) -> Case:
     taps = None if case.taps is None else min(case.taps, length)
     reverse = None if case.reverse_taps is None else min(case.reverse_taps, length)
     return replace(case, length=length, taps=taps, reverse_taps=reverse)
-
-
-@pytest.fixture
-def nan_filled() -> Iterator[None]:
-    """Fresh memory holds NaN, so that what a kernel forgets to write shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("case", OPTIONS, ids=str)

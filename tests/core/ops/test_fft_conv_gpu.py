@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -29,14 +28,6 @@ def small_sizes_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 LENGTHS = [1, 7, 63, 64, 65, 1000, 4097, 65537]
-
-
-@pytest.fixture
-def nan_filled() -> Iterator[None]:
-    """Fresh memory holds NaN, so that what a kernel forgets to write shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def at_length(case: Case, length: int) -> Case:

@@ -33,15 +33,6 @@ def ratio(got: Tensor, expected: Tensor) -> float:
     return (error / expected.double().square().mean()).sqrt().item()
 
 
-def nan_filled(function: object, *args: object) -> None:
-    assert callable(function)
-    torch.use_deterministic_algorithms(True)
-    try:
-        function(*args)
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
 # ---- how a sequence is laid out
 
 
@@ -115,27 +106,32 @@ def test_a_band_takes_the_kernels_with_the_filter_it_leaves(
 
 
 @pytest.mark.parametrize("length", [1, 64, 100, 1000, 4096])
+@pytest.mark.usefixtures("nan_filled")
 def test_one_window(length: int) -> None:
-    nan_filled(check, replace(ALL, length=length, channels=5, batch=3), BF16)
+    check(replace(ALL, length=length, channels=5, batch=3), BF16)
 
 
+@pytest.mark.usefixtures("nan_filled")
 def test_one_window_both_ways() -> None:
-    nan_filled(check, replace(ALL, length=700, reverse_taps=700, taps=300), BF16)
+    check(replace(ALL, length=700, reverse_taps=700, taps=300), BF16)
 
 
+@pytest.mark.usefixtures("nan_filled")
 def test_overlapping_windows() -> None:
-    nan_filled(check, replace(ALL, length=9000, taps=700, reverse_taps=500, channels=1), BF16)
-    nan_filled(check, Case(length=5000, taps=1, channels=2), BF16)
+    check(replace(ALL, length=9000, taps=700, reverse_taps=500, channels=1), BF16)
+    check(Case(length=5000, taps=1, channels=2), BF16)
 
 
+@pytest.mark.usefixtures("nan_filled")
 def test_three_passes() -> None:
-    nan_filled(check, Case(length=5000, channels=1), BF16)
-    nan_filled(check, replace(ALL, length=6001, reverse_taps=6001, channels=1), BF16)
+    check(Case(length=5000, channels=1), BF16)
+    check(replace(ALL, length=6001, reverse_taps=6001, channels=1), BF16)
 
 
+@pytest.mark.usefixtures("nan_filled")
 def test_lines_that_fill_a_tile_and_chunks_of_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(long, "CHUNK", 65_536)
-    nan_filled(check, Case(length=40_000, channels=2, batch=1), BF16)
+    check(Case(length=40_000, channels=2, batch=1), BF16)
 
 
 @pytest.mark.parametrize("length", [200, 5000])

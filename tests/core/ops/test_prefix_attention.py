@@ -10,7 +10,7 @@ import torch
 from largest_tensor import LargestTensor
 from prefix_attention_cases import draw, plain, run, softmax_of_prefixes
 from ssd_cases import fill_empty_with_nan
-from tolerances import assert_close_to_reference
+from tolerances import assert_all_close_to_reference
 
 from core.ops.prefix_attention import (
     PrefixState,
@@ -31,10 +31,7 @@ def check_against_float64(inputs, plain=plain, **options):
     got = run(prefix_attention, inputs, **options)
     truth = run(reference.prefix_attention_recurrent, inputs, dtype=torch.float64, **options)
     other = plain(inputs, **options)
-    for name, tensor in got.items():
-        assert_close_to_reference(
-            name, tensor, truth[name], other[name], inputs["values"].dtype, "gradient" in name
-        )
+    assert_all_close_to_reference(got, truth, other, inputs["values"].dtype)
 
 
 def with_nan_in_padding(inputs, document):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from prefix_attention_cases import draw, plain, run
 from ssd_cases import fill_empty_with_nan
-from tolerances import RMS_LIMIT, assert_close_to_reference
+from tolerances import RMS_LIMIT, assert_all_close_to_reference
 from torch.nn import functional as F
 
 from core.ops.prefix_attention import PrefixState, prefix_attention, prefix_attention_step
@@ -25,10 +25,7 @@ def check(inputs, **options):
     got = run(prefix_attention, inputs, **options)
     truth = run(prefix_attention, inputs, dtype=torch.float64, **options)
     other = plain(inputs, **options)
-    for name, tensor in got.items():
-        assert_close_to_reference(
-            name, tensor, truth[name], other[name], dtype, name.startswith("gradient")
-        )
+    assert_all_close_to_reference(got, truth, other, dtype)
 
 
 def without_state(inputs):

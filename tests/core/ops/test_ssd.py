@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from ssd_cases import draw, fill_empty_with_nan, plain, quadratic, run
-from tolerances import assert_close_to_reference
+from tolerances import assert_all_close_to_reference
 
 from core.ops.ssd import reference, ssd, ssd_step
 from core.sequences import Sequences
@@ -30,10 +30,7 @@ def check_against_float64(inputs, plain=plain, **options):
     got = run(ssd, inputs, **options)
     truth = run(reference.ssd_recurrent, inputs, dtype=torch.float64, **options)
     other = plain(inputs, **options)
-    for name, tensor in got.items():
-        assert_close_to_reference(
-            name, tensor, truth[name], other[name], inputs["x"].dtype, name.startswith("gradient")
-        )
+    assert_all_close_to_reference(got, truth, other, inputs["x"].dtype)
 
 
 def with_nan_in_padding(inputs, document):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from ssd_cases import draw, fill_empty_with_nan, plain, run
-from tolerances import RMS_LIMIT, assert_close_to_reference
+from tolerances import RMS_LIMIT, assert_all_close_to_reference
 
 from core.ops.ssd import ssd, ssd_step
 
@@ -22,10 +22,7 @@ def check(inputs, **options):
     got = run(ssd, inputs, **options)
     truth = run(ssd, inputs, dtype=torch.float64, **options)
     other = plain(inputs, **options)
-    for name, tensor in got.items():
-        assert_close_to_reference(
-            name, tensor, truth[name], other[name], dtype, name.startswith("gradient")
-        )
+    assert_all_close_to_reference(got, truth, other, dtype)
 
 
 def rms_ratio(got, truth):
