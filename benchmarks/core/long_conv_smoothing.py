@@ -36,7 +36,8 @@ from core.backbone import MLP, Backbone
 from core.jobs.optim import adamw
 from core.mixers import ButterflyConv, LongConv
 from core.sequences import Sequences
-from timeseries.data.labelled import SPLITS, LabelledSeriesData
+from timeseries.data.labelled import LabelledSeriesData
+from timeseries.data.labelled_tables import SPLITS
 
 DIM, LAYERS, BATCH, LR = 32, 2, 32, 1e-2
 SQUASH, SMOOTH = 3e-3, 7

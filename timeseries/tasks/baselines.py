@@ -9,7 +9,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from timeseries.data.labelled import LabelledSeries, LabelledSeriesData
+from timeseries.data.labelled import LabelledSeriesData
+from timeseries.data.labelled_tables import LabelledSeries
 
 
 def baseline_predictions(

@@ -11,7 +11,8 @@ import torch
 
 from core.jobs.data import SkipRecord
 from core.jobs.errors import DataError, UsageError
-from timeseries.data.labelled import LabelledSeries, LabelledSeriesData, with_validation
+from timeseries.data.labelled import LabelledSeriesData, with_validation
+from timeseries.data.labelled_tables import LabelledSeries
 
 LENGTHS = {"p": 3, "q": 5, "r": 4, "s": 2, "t": 6}
 CLASSES = {"p": "up", "q": "down", "r": "up", "s": "down", "t": "up"}
