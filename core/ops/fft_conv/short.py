@@ -10,6 +10,7 @@ from torch import Tensor
 
 from core.ops.fft_conv import short_kernel
 from core.ops.fft_conv.plan import (
+    TILE,
     Gradients,
     Spectrum,
     Targets,
@@ -23,6 +24,7 @@ from core.ops.fft_conv.plan import (
 
 WARPS = 4  # the 64 rows of a tile are one warpgroup's
 MANY = 2048  # programs that fill a device
+SUMS = 512  # programs that keep a sum each: enough of them, no more
 
 
 def forward(
@@ -157,21 +159,23 @@ def _correlate(
     pre_rows, post_rows = given(pre_gate, u), given(post_gate, dy)
     tile, rows = windows.tile, batch * windows.count
     tiles = triton.cdiv(rows, tile.repeat)
-    # each group keeps a sum of its own: enough of them to fill the device, no more
-    groups = max(1, min(tiles, 512 // channels))
+    groups = max(1, min(tiles, SUMS // channels))
     each = triton.cdiv(tiles, groups)
     groups = triton.cdiv(tiles, each)
-    parts = groups * tile.repeat
-    partial = torch.empty(2, parts, channels, tile.size, device=u.device)
-    partial_skip = torch.empty(groups, channels, device=u.device)
+    whole = groups == 1
+    sums, skip_sums = dh, dskip
+    if not whole:
+        sums = torch.empty(2, groups, channels, TILE, device=u.device)
+        skip_sums = torch.empty(groups, channels, device=u.device)
     constants = tile_constants(tile, 0.25, u.device)
+    norm = 1 / (tile.gain**3 * tile.size)
     short_kernel.correlate_kernel[(channels * groups,)](
         u,
         pre_rows,
         dy,
         post_rows,
-        partial,
-        partial_skip,
+        sums,
+        skip_sums,
         constants,
         *strides(u, pre_rows, dy, post_rows),
         channels,
@@ -182,26 +186,33 @@ def _correlate(
         windows.hop,
         groups,
         each,
+        dh.shape[-1],
+        zero,
+        norm,
         **tile.layout,
         WINDOWED=windows.count > 1,
+        WHOLE=whole,
+        HAS_REVERSE=zero > 0 and wanted[1],
         HAS_PRE=pre_gate is not None,
         HAS_POST=post_gate is not None,
         HAS_SKIP=wanted[2],
         num_warps=WARPS,
         num_stages=1,
     )
+    if whole:
+        return
     if wanted[2]:
-        dskip.copy_(partial_skip.sum(0))
+        dskip.copy_(skip_sums.sum(0))
     if wanted[1]:
-        short_kernel.filter_gradient_kernel[(triton.cdiv(channels, tile.repeat),)](
-            partial,
+        short_kernel.filter_gradient_kernel[(channels,)](
+            sums,
             dh,
             constants,
-            parts,
+            groups,
             channels,
             dh.shape[1],
             zero,
-            1 / (tile.gain**3 * tile.size),
+            norm,
             **tile.layout,
             HAS_REVERSE=zero > 0,
             num_warps=WARPS,

@@ -141,7 +141,7 @@ def correlate_kernel(
     pre_ptr: tl.tensor,
     dy_ptr: tl.tensor,
     post_ptr: tl.tensor,
-    partial_ptr: tl.tensor,
+    dh_ptr: tl.tensor,
     dskip_ptr: tl.tensor,
     consts: tl.tensor,
     x_batch: tl.tensor,
@@ -160,16 +160,21 @@ def correlate_kernel(
     hop: tl.tensor,
     groups: tl.tensor,
     tiles: tl.tensor,
+    taps: tl.tensor,
+    zero: tl.tensor,
+    norm: tl.tensor,
     COLS: tl.constexpr,
     REPEAT: tl.constexpr,
     WINDOWED: tl.constexpr,
+    WHOLE: tl.constexpr,
+    HAS_REVERSE: tl.constexpr,
     HAS_PRE: tl.constexpr,
     HAS_POST: tl.constexpr,
     HAS_SKIP: tl.constexpr,
 ) -> None:
-    """conj(V) G summed over ``tiles`` tiles of one channel, v = pre x, g = post dy, to ``partial``
-    (groups REPEAT, channels, size) in two planes; and the sum of v g to ``dskip`` (groups,
-    channels)."""
+    """The filter's gradient from conj(V) G summed over ``tiles`` tiles of one channel, v = pre x,
+    g = post dy: itself (channels, taps) with ``WHOLE``, else that sum (groups, channels, REPEAT,
+    size) in two planes; and the sum of v g to ``dskip`` (groups, channels)."""
     pid = tl.program_id(0).to(tl.int64)
     c, group = pid // groups, pid % groups
     i, j = tl.arange(0, SIDE)[:, None], tl.arange(0, SIDE)[None, :]
@@ -199,11 +204,15 @@ def correlate_kernel(
         g_real, g_imag = g_real * (g_scale * v_scale), g_imag * (g_scale * v_scale)
         sum_real += v_real * g_real + v_imag * g_imag
         sum_imag += v_real * g_imag - v_imag * g_real
-    size = SIDE * COLS
-    plane = tl.cast(groups, tl.int64) * REPEAT * channels * size
-    at = ((group * REPEAT + j // COLS) * channels + c) * size + n
-    tl.store(partial_ptr + at, sum_real)
-    tl.store(partial_ptr + plane + at, sum_imag)
+    if WHOLE:
+        store_filter(
+            dh_ptr + c * taps, sum_real, sum_imag, taps, zero, norm, m, COLS, REPEAT, HAS_REVERSE
+        )
+    else:
+        at = (group * channels + c) * (SIDE * SIDE) + j // COLS * (SIDE * COLS) + n
+        plane = tl.cast(groups, tl.int64) * channels * (SIDE * SIDE)
+        tl.store(dh_ptr + at, sum_real)
+        tl.store(dh_ptr + plane + at, sum_imag)
     if HAS_SKIP:
         tl.store(dskip_ptr + group * channels + c, dskip)
 
@@ -246,11 +255,48 @@ def filter_kernel(
 
 
 @triton.jit
+def _over_sequences(x: tl.tensor, COLS: tl.constexpr, REPEAT: tl.constexpr) -> tl.tensor:
+    """The sum of a tile's sequences, in place of each of them."""
+    if REPEAT > 1:
+        x = tl.sum(tl.reshape(x, (SIDE, REPEAT, COLS)), 1)
+        x = tl.broadcast_to(x[:, None, :], (SIDE, REPEAT, COLS))
+        x = tl.reshape(x, (SIDE, SIDE))
+    return x
+
+
+@triton.jit
+def store_filter(
+    h_row: tl.tensor,
+    real: tl.tensor,
+    imag: tl.tensor,
+    taps: tl.tensor,
+    zero: tl.tensor,
+    norm: tl.tensor,
+    m: tl.tuple,
+    COLS: tl.constexpr,
+    REPEAT: tl.constexpr,
+    HAS_REVERSE: tl.constexpr,
+) -> None:
+    """The filter (taps,) with lag 0 at ``zero`` that has the sum of a tile's spectra."""
+    i, j = tl.arange(0, SIDE)[:, None], tl.arange(0, SIDE)[None, :]
+    n = i * COLS + j
+    real, imag = _over_sequences(real, COLS, REPEAT), _over_sequences(imag, COLS, REPEAT)
+    largest = tl.max(tl.max(tl.maximum(tl.abs(real), tl.abs(imag)), 1), 0)
+    scale, inverse = power_below(largest)
+    real, imag = real * inverse, imag * inverse
+    h = invert_real(real, imag, m) * norm * scale
+    tl.store(h_row + zero + n, h, mask=(j < COLS) & (zero + n < taps))
+    if HAS_REVERSE:
+        h = invert_real(real, -imag, m) * norm * scale
+        tl.store(h_row + zero - n, h, mask=(j < COLS) & (n > 0) & (n <= zero))
+
+
+@triton.jit
 def filter_gradient_kernel(
     partial_ptr: tl.tensor,
     dh_ptr: tl.tensor,
     consts: tl.tensor,
-    parts: tl.tensor,
+    groups: tl.tensor,
     channels: tl.tensor,
     taps: tl.tensor,
     zero: tl.tensor,
@@ -259,26 +305,17 @@ def filter_gradient_kernel(
     REPEAT: tl.constexpr,
     HAS_REVERSE: tl.constexpr,
 ) -> None:
-    """dh (channels, taps) from the sum of ``partial`` (parts, channels, size) in two planes."""
+    """dh (channels, taps) from the sum of ``partial`` (groups, channels, REPEAT, size) in two
+    planes."""
     i, j = tl.arange(0, SIDE)[:, None], tl.arange(0, SIDE)[None, :]
-    n = i * COLS + j % COLS
-    c = tl.program_id(0).to(tl.int64) * REPEAT + j // COLS
-    size = SIDE * COLS
-    plane = tl.cast(parts, tl.int64) * channels * size
+    c = tl.program_id(0).to(tl.int64)
+    plane = tl.cast(groups, tl.int64) * channels * (SIDE * SIDE)
     real = tl.zeros((SIDE, SIDE), tl.float32)
     imag = tl.zeros((SIDE, SIDE), tl.float32)
-    for part in range(parts):
-        at = (tl.cast(part, tl.int64) * channels + c) * size + n
-        real += tl.load(partial_ptr + at, mask=c < channels, other=0.0)
-        imag += tl.load(partial_ptr + plane + at, mask=c < channels, other=0.0)
-    largest = tl.maximum(magnitude(real, REPEAT), magnitude(imag, REPEAT))
-    scale, inverse = scale_of_rows(largest_of_rows(largest, COLS, REPEAT), REPEAT)
-    real = contain(real * inverse, scale, REPEAT)
-    imag = contain(imag * inverse, scale, REPEAT)
+    inside = j // COLS * (SIDE * COLS) + i * COLS + j % COLS
+    for group in range(groups):
+        at = (tl.cast(group, tl.int64) * channels + c) * (SIDE * SIDE) + inside
+        real += tl.load(partial_ptr + at)
+        imag += tl.load(partial_ptr + plane + at)
     m = matrices(consts)
-    at = c * taps + zero
-    h = invert_real(real, imag, m) * norm * scale
-    tl.store(dh_ptr + at + n, h, mask=(c < channels) & (zero + n < taps))
-    if HAS_REVERSE:
-        h = invert_real(real, -imag, m) * norm * scale
-        tl.store(dh_ptr + at - n, h, mask=(c < channels) & (n > 0) & (n <= zero))
+    store_filter(dh_ptr + c * taps, real, imag, taps, zero, norm, m, COLS, REPEAT, HAS_REVERSE)

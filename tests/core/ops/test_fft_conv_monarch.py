@@ -228,6 +228,16 @@ def test_many_windows_share_a_channel(monkeypatch: pytest.MonkeyPatch) -> None:
     check(Case(batch=70, channels=2, length=600), BF16)
 
 
+@pytest.mark.usefixtures("nan_filled")
+@pytest.mark.parametrize("sums", [1, 4])
+def test_a_filters_gradient_over_many_tiles(sums: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one program, or as the sum of two programs' spectra."""
+    monkeypatch.setattr(short, "SUMS", sums)
+    for length in (200, 4000):
+        batch = 3 if length > 2048 else 40
+        check(replace(ALL, batch=batch, channels=2, length=length, reverse_taps=length), BF16)
+
+
 # ---- a number that is not finite
 
 warned = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # by NumPy, in the interpreter

@@ -49,11 +49,12 @@ GATES = {"HAS_PRE": True, "HAS_SKIP": True, "HAS_GATE1": True, "HAS_OUT2": True,
 COUNTS = ("channels", "rows", "windows", "groups")
 compiled(short_kernel.convolve_kernel, COUNTS, **TILE, TILES=2, CONJ=True, WINDOWED=True, **GATES)
 compiled(short_kernel.convolve_kernel, (), **SHARED, TILES=1, CONJ=False, WINDOWED=False, **GATES)
-compiled(short_kernel.correlate_kernel, COUNTS, **SHARED, WINDOWED=False, HAS_PRE=True,
-         HAS_POST=True, HAS_SKIP=True)
+for whole in (True, False):
+    compiled(short_kernel.correlate_kernel, COUNTS, **SHARED, WINDOWED=False, WHOLE=whole,
+             HAS_REVERSE=True, HAS_PRE=True, HAS_POST=True, HAS_SKIP=True)
 for tile in (TILE, SHARED):
     compiled(short_kernel.filter_kernel, ("channels",), **tile, HAS_REVERSE=True)
-    compiled(short_kernel.filter_gradient_kernel, ("parts", "channels"), **tile, HAS_REVERSE=True)
+    compiled(short_kernel.filter_gradient_kernel, ("groups", "channels"), **tile, HAS_REVERSE=True)
 compiled(long_kernel.row_stats_kernel, ("batch", "rows", "pieces"), HAS_PRE=True, HAS_DY=True,
          HAS_POST=True, BLOCK=2048)
 OUTER = {"N1": 16, "BM": 16, "BK": 16, "BN": 128}
@@ -77,7 +78,7 @@ def run(*words: str) -> str:
 
 
 def test_convolutions_compile_for_hopper() -> None:
-    assert len(run("-c", SCRIPT).split()) == 13
+    assert len(run("-c", SCRIPT).split()) == 14
 
 
 @pytest.mark.parametrize("op", ["prefix_attention", "ssd"])
