@@ -1,9 +1,10 @@
-"""Which version of an op runs."""
+"""Which version of an op runs, and by which way it is called."""
 
 from __future__ import annotations
 
 import os
 
+import torch
 from torch import Tensor
 
 VARIABLE = "LONGSPAN_OPS"
@@ -22,3 +23,15 @@ def use_triton(tensor: Tensor) -> bool:
     if choice == "auto":
         return tensor.is_cuda
     return choice == "triton"
+
+
+def seen_by_autograd_alone(*tensors: Tensor | None) -> bool:
+    """Whether a call of an op may go around PyTorch's dispatcher, which takes longer than to launch
+    short kernels does: nothing compiles, traces or maps it, and no tensor is of a class of its own.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors if x is not None)
+    )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from core.ops.dispatch import use_triton
+from core.ops.dispatch import seen_by_autograd_alone, use_triton
 from core.ops.fft_conv import spectral
 from core.ops.fft_conv.reference import band_limited, fft_conv_reference
 
@@ -69,7 +71,10 @@ def fft_conv(
         skip = skip.to(dtype)
     if band < 1:
         h, zero = band_limited(h, zero, u.shape[-1], band), u.shape[-1] - 1
-    y: Tensor = _fft_conv(u, h, skip, pre_gate, post_gate, zero, circular)
+    tensors = (u, h, skip, pre_gate, post_gate)
+    directly = use_triton(u) and seen_by_autograd_alone(*tensors)
+    convolve: Callable[..., Tensor] = _Direct.apply if directly else _fft_conv
+    y = convolve(*tensors, zero, circular)
     return y[..., past:] if past else y
 
 
@@ -203,8 +208,7 @@ def _steps(u: Tensor) -> spectral.Steps:
     return spectral.PLAIN
 
 
-@torch.library.custom_op("longspan::fft_conv", mutates_args=())
-def _fft_conv(
+def _convolve(
     u: Tensor,
     h: Tensor,
     skip: Tensor | None,
@@ -221,6 +225,9 @@ def _fft_conv(
     return spectral.forward(u, h, skip, pre_gate, post_gate, zero, circular, steps)
 
 
+_fft_conv = torch.library.custom_op("longspan::fft_conv", _convolve, mutates_args=())
+
+
 @_fft_conv.register_fake
 def _(
     u: Tensor,
@@ -234,8 +241,7 @@ def _(
     return u.new_empty(u.shape)
 
 
-@torch.library.custom_op("longspan::fft_conv_backward", mutates_args=())
-def _fft_conv_backward(
+def _gradients(
     dy: Tensor,
     u: Tensor,
     h: Tensor,
@@ -252,6 +258,11 @@ def _fft_conv_backward(
         return monarch.backward(dy, u, h, skip, pre_gate, post_gate, zero, wanted)
     steps = _steps(u)
     return spectral.backward(dy, u, h, skip, pre_gate, post_gate, zero, circular, wanted, steps)
+
+
+_fft_conv_backward = torch.library.custom_op(
+    "longspan::fft_conv_backward", _gradients, mutates_args=()
+)
 
 
 @_fft_conv_backward.register_fake
@@ -274,12 +285,28 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(
+    ctx: Any, dy: Tensor, of: Callable[..., tuple[Tensor, ...]] = _fft_conv_backward
+) -> tuple[Tensor | None, ...]:
     wanted = list(ctx.needs_input_grad[:5])
-    options = (ctx.zero, ctx.circular)
-    gradients = _fft_conv_backward(dy, *ctx.saved_tensors, *options, wanted)
+    gradients = of(dy, *ctx.saved_tensors, ctx.zero, ctx.circular, wanted)
     some = (g if want else None for g, want in zip(gradients, wanted, strict=True))
     return (*some, None, None)
 
 
 _fft_conv.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+class _Direct(torch.autograd.Function):
+    """The op without PyTorch's dispatcher (`seen_by_autograd_alone`)."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        y = _convolve(*inputs)
+        _setup_context(ctx, inputs, y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return _differentiate(ctx, dy, _gradients)

@@ -1,0 +1,76 @@
+"""By which way an op is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from core.ops.dispatch import seen_by_autograd_alone
+from core.ops.fft_conv import fft_conv
+
+
+class Marked(Tensor):
+    """A tensor of a class of its own."""
+
+
+def compiled(function: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    torch.compile(function, fullgraph=True, backend="eager")(x)
+
+
+def counted(function: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    with FlopCounterMode(display=False):
+        function(x)
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        pytest.param(lambda f, x: f(x), True, id="plain"),
+        pytest.param(lambda f, x: f(torch.nn.Parameter(x)), True, id="parameter"),
+        pytest.param(lambda f, x: f(x.as_subclass(Marked)), False, id="subclass"),
+        pytest.param(lambda f, x: torch.func.vmap(f)(x), False, id="vmap"),
+        pytest.param(counted, False, id="dispatch mode"),
+        pytest.param(compiled, False, id="compiled"),
+    ],
+)
+def test_what_autograd_alone_sees(call: Callable[..., object], expected: bool) -> None:
+    seen = []
+
+    def look(x: Tensor) -> Tensor:
+        seen.append(seen_by_autograd_alone(x, None))
+        return x + 1
+
+    call(look, torch.zeros(3))
+    assert seen == [expected]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_both_ways_are_one_op(interpreted_triton: None, dtype: torch.dtype) -> None:
+    pytest.importorskip("triton")
+    u, k, skip = torch.randn(2, 3, 70).to(dtype), torch.randn(3, 70), torch.randn(3)
+    leaves = [x.requires_grad_() for x in (u, k, skip)]
+
+    def results() -> list[Tensor]:
+        y = fft_conv(u, k, skip=skip)
+        return [y, *torch.autograd.grad(y.square().sum(), leaves)]
+
+    directly = results()
+    assert "_Direct" in str(directly[0].grad_fn)
+    with FlopCounterMode(display=False):
+        dispatched = results()
+    assert "_Direct" not in str(dispatched[0].grad_fn)
+    for got, expected in zip(directly, dispatched, strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_differentiable_once_both_ways(interpreted_triton: None) -> None:
+    pytest.importorskip("triton")
+    u, k = torch.randn(1, 2, 9, requires_grad=True), torch.randn(2, 9)
+    y = fft_conv(u, k)
+    (gradient,) = torch.autograd.grad(y.square().sum(), u, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
