@@ -313,6 +313,13 @@ def test_triton_reads_strided_rows(interpreted_triton):
     torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
+def test_triton_reads_documents_in_any_order_of_memory(interpreted_triton):
+    scores, values = torch.randn(2, 75, 2), torch.randn(2, 75, 2, 8)
+    document = Sequences.packed([[30, 40], [70]], 75).document
+    got = prefix_attention(scores, values, document=document.T.contiguous().T)
+    torch.testing.assert_close(got, prefix_attention(scores, values, document=document))
+
+
 # opcheck looks at .grad of tensors that hold none, and hides the warning only where it is no error
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_triton_opcheck(interpreted_triton):

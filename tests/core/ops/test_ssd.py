@@ -343,6 +343,15 @@ def test_triton_reads_strided_rows(interpreted_triton):
         torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
+def test_triton_reads_documents_in_any_order_of_memory(interpreted_triton):
+    inputs = draw(2, 75, 2, 8, 1, 4, dtype=torch.float32)
+    document = Sequences.packed([[30, 40], [70]], 75).document
+    lying = document.T.contiguous().T
+    both = (ssd(**inputs, document=order) for order in (lying, document))
+    for got, expected in zip(*both, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
 # opcheck looks at .grad of tensors that hold none, and hides the warning only where it is no error
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_triton_opcheck(interpreted_triton):
