@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from core.arguments import check_integers
 from core.sequences import Sequences
 
 NONCAUSAL_SELF = "noncausal_self"
@@ -43,8 +44,7 @@ class Mixer(nn.Module):
 
     def __init__(self, dim: int, causal: bool) -> None:
         super().__init__()
-        if dim < 1:
-            raise ValueError(f"{type(self).__name__}: dim must be positive, got {dim}")
+        check_integers(type(self).__name__, dim=dim)
         self.dim = dim
         self.causal = causal
         if not {self.pattern(cross=False), self.pattern(cross=True)} & self.patterns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import torch
 from torch import Tensor
 
 VARIABLE = "LONGSPAN_OPS"
@@ -22,3 +23,11 @@ def use_triton(tensor: Tensor) -> bool:
     if choice == "auto":
         return tensor.is_cuda
     return choice == "triton"
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """What ``torch.autocast`` casts ``tensor`` to; None outside of it, and float64 stays."""
+    kind = tensor.device.type
+    if tensor.dtype == torch.float64 or not torch.amp.is_autocast_available(kind):
+        return None
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None

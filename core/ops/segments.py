@@ -10,8 +10,8 @@ def encode_segments(document: Tensor) -> Tensor:
     """``document`` (batch, length) as int32 codes: who shares a state, and who is padding.
 
     The state restarts where a document starts, except at position 0. A position's segment is the
-    number of restarts up to it; the code is the segment, or ``-1 - segment`` in padding. Contiguous,
-    however ``document`` lies in memory: kernels step through the codes without strides.
+    number of restarts up to it; the code is the segment, or ``-1 - segment`` in padding. Codes are
+    contiguous, however ``document`` lies in memory: kernels read them without strides.
     """
     real = document >= 0
     restart = real.clone()

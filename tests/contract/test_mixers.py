@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import pytest
@@ -289,6 +290,26 @@ def test_unclaimed_patterns_are_refused(case: tuple[type[Mixer], dict[str, Any]]
 def test_wrong_width_is_refused(mix: Mix) -> None:
     with pytest.raises(ValueError, match=rf"must be \(batch, length, {DIM}\)"):
         mix(torch.zeros(2, 5, DIM + 1))
+
+
+def options_that_do_not_fit() -> list[tuple[type[Mixer], str, object]]:
+    """Each option that is a number, with values that are none it can take."""
+    bad: dict[str, list[object]] = {"int": [2.5, "3", -1, 0], "float": [float("nan"), "x"]}
+    found = []
+    for cls in MIXERS:
+        for name, option in inspect.signature(cls).parameters.items():
+            kind = str(option.annotation).removesuffix(" | None")
+            found += [(cls, name, value) for value in bad.get(kind, [])]
+    any_number = ("shift", "filter_layers")  # any shift, no inner layer
+    return [(c, name, v) for c, name, v in found if name not in any_number or v == "3"]
+
+
+@pytest.mark.parametrize(("cls", "name", "value"), options_that_do_not_fit())
+def test_options_that_do_not_fit_are_named(cls: type[Mixer], name: str, value: object) -> None:
+    options = {"causal": sides(cls)[0], "dim": DIM, name: value}
+    with pytest.raises(ValueError, match=rf"^\w+: {name}\W") as caught:
+        cls(**options)
+    assert "\n" not in str(caught.value)
 
 
 def test_sequences_of_another_shape_are_refused(mix: Mix) -> None:
