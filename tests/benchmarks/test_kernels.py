@@ -24,9 +24,9 @@ from benchmarks.kernels import (
     recurrences,
     reports,
     tuning,
-    varlen,
 )
 from benchmarks.kernels.measuring import Contestant, Function, Tensors
+from benchmarks.kernels.pages import varlen_tables
 from benchmarks.kernels.reports import Clock, Job, Row
 
 ROOT = Path(__file__).parents[2]
@@ -343,10 +343,9 @@ def test_version_of_a_module_without_a_distribution(
 
 def test_host_clock_waits_before_and_after_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(varlen, "wait", lambda device: seen.append("wait"))
-    cuda = torch.device("cuda")
-    varlen.milliseconds(lambda: seen.append("call"), cuda, 2, waited=True)
-    assert seen == ["wait", "call", "wait"] * 3
+    monkeypatch.setattr(measuring, "wait", lambda device: seen.append("wait"))
+    measuring.host_ms(lambda: seen.append("call"), "cuda")
+    assert seen == ["call", *["wait", "call", "wait"] * measuring.LEAST_REPEATS]
 
 
 def test_configurations_are_compiled_before_they_are_timed(
@@ -396,13 +395,17 @@ def test_parts_after_the_deadline_are_not_begun(
 
 def test_all_kernels_by_one_command(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/kernels/all.py", "--out", str(tmp_path)]
-    command += ["--device", "cpu", "--only", "prefix", "recurrences"]
+    command += ["--device", "cpu", "--only", "prefix", "recurrences", "extra", "varlen"]
     environment = {**os.environ, "PYTHONPATH": "."}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True
     )
     assert "all done" in done.stdout
-    for kernel in ("ssd", "prefix_attention"):
+    report = json.loads((tmp_path / "varlen.json").read_text())
+    assert all(row["both_ms"] > 0 for row in report["operations"])
+    assert varlen_tables(report) in done.stdout
+    assert (tmp_path / "varlen.png").read_bytes().startswith(b"\x89PNG")
+    for kernel in ("ssd", "prefix_attention", "fft_conv_extra"):
         report = json.loads((tmp_path / f"{kernel}.json").read_text())
         assert report["rows"]
         assert all(row["both_ms"] > 0 and not row["failures"] for row in report["rows"])
