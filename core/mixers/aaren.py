@@ -79,6 +79,7 @@ class Aaren(Mixer):
         return PrefixState(torch.full_like(u, -torch.inf), u, w)
 
     def step(self, x: Tensor, state: PrefixState) -> tuple[Tensor, PrefixState]:
+        self.check_step(x, state)
         scores, values = self._scores_and_values(x)
         out, state = prefix_attention_step(scores, values, state)
         return self.o_proj(out.flatten(1)), state

@@ -185,5 +185,6 @@ class LMU(Mixer):
         return self.memory.init_state(batch, self.inputs, device=device)
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        self.check_step(x, state)
         state = self.memory.step(self.f1(self.in_proj(x)), state)
         return self._finish(x, state), state

@@ -152,6 +152,7 @@ class Mamba2(Mixer):
         )
 
     def step(self, x: Tensor, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
+        self.check_step(x, state)
         gate, mixed, dt = self.in_proj(x).split([self.inner, self.channels, self.heads], -1)
         mixed, conv = causal_conv1d(
             mixed[:, None], self.conv1d.weight[:, 0], self.conv1d.bias, state=state.conv

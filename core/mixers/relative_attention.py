@@ -121,6 +121,7 @@ class RelativeAttention(Mixer):
 
     def step(self, x: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
         """One token (batch, dim) and the state before it -> its output (batch, dim), new state."""
+        self.check_step(x, state)
         out, state = self(x[:, None], state=state)
         return out[:, 0], state
 

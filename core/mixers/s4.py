@@ -227,6 +227,7 @@ class S4(S4D):
         return tail.flatten(1, 2)[:, :length], modes(after.transpose(0, 1)).to(state.dtype)
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        self.check_step(x, state)
         system = self._system()
         u, before = x.double()[..., None], state.to(torch.complex128)
         if self.discretisation == "bilinear":

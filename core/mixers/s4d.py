@@ -160,6 +160,7 @@ class S4D(Mixer):
         return torch.zeros(batch, self.dim, self.state, device=device, dtype=kind)
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        self.check_step(x, state)
         log_A, CB = self._discrete()
         state = torch.exp(log_A) * state + x[..., None].to(state.dtype)
         y = self.pair * torch.einsum("dn,bdn->bd", CB[0], state).real
