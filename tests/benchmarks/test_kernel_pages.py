@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmarks.kernels import pages
-from benchmarks.kernels.notes import SMALL, note_lengths
-from core.patterns import Full, GlobalTokens, Pattern, SlidingWindow, Tokens, visible
+from benchmarks.kernels.notes import SMALL, Shape, note_lengths
+from core.patterns import Full, GlobalTokens, Pattern, SlidingWindow, Tokens, block_table, visible
 from core.sequences import Sequences
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +28,22 @@ def test_distances_of_the_convolution_are_those_of_its_report() -> None:
     for title, name in (("forward", "forward"), ("with backward", "both")):
         cells = " | ".join(pages.floors(row, name) for row in rows)
         assert f"| {title}, measured | {cells} |" in text
+
+
+def test_blocks_that_the_packed_notes_touch() -> None:
+    lengths = note_lengths(Shape())
+    row = Sequences.packed([lengths], sum(lengths))
+    tokens = Tokens.of(sum(lengths), row)
+    pattern = SlidingWindow(Shape().side + 1) | GlobalTokens(1)
+    touched, covered = block_table(pattern, False, tokens, tokens, 128)
+    text = (ROOT / "docs/attention.md").read_text()
+    assert (
+        f"keeps {int(touched.sum()):,} of {touched.numel():,} pairs of blocks, "
+        f"{int(covered.sum()):,} of them"
+    ) in text.replace("\n", " ")
+    operation = {"operation": "ours, packed notes", "batch": 1, "length": sum(lengths)}
+    more = int(touched.sum()) * 128**2 / pages.pairs_of(operation, Shape())
+    assert f"hold {more:.1f} times the pairs" in (ROOT / "docs/kernels.md").read_text()
 
 
 @pytest.mark.parametrize("length", [100, 700])
