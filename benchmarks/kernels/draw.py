@@ -207,7 +207,11 @@ def main() -> None:
     parser.add_argument("report", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    draw_any(json.loads(args.report.read_text()), args.out)
+    try:
+        report = json.loads(args.report.read_text())
+    except (OSError, ValueError) as error:
+        parser.error(f"{args.report} is no report: {error}")
+    draw_any(report, args.out)
 
 
 if __name__ == "__main__":

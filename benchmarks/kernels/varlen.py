@@ -28,7 +28,7 @@ from benchmarks.kernels.draw import draw_if_possible
 from benchmarks.kernels.measuring import peak_bytes, wait
 from benchmarks.kernels.notes import SMALL, Shape, by_count, by_tokens, note_lengths
 from benchmarks.kernels.pages import varlen_tables
-from benchmarks.kernels.reports import environment, write_report
+from benchmarks.kernels.reports import add_device, environment, write_report
 from benchmarks.kernels.varlen_operations import Rows, operations
 from core.backbone import MLP, Backbone
 from core.mixers.attention import Attention
@@ -243,7 +243,7 @@ def measure(out: Path, device: torch.device, small: bool = False, compiled: bool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the report, JSON")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser)
     parser.add_argument("--small", action="store_true", help="a shape that a CPU runs in seconds")
     parser.add_argument("--compile", action="store_true", help="also with compile_blocks")
     args = parser.parse_args()

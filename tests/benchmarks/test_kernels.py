@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from benchmarks.kernels import (
     recurrences,
     reports,
     tuning,
+    varlen,
 )
 from benchmarks.kernels.measuring import Contestant, Function, Tensors
 from benchmarks.kernels.pages import varlen_tables
@@ -410,6 +412,48 @@ def test_all_kernels_by_one_command(tmp_path: Path) -> None:
         assert report["rows"]
         assert all(row["both_ms"] > 0 and not row["failures"] for row in report["rows"])
         assert (tmp_path / f"{kernel}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("module", [every, conv, conv_extra, prefix, recurrences, varlen])
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("gpu", "'gpu' is neither cpu nor cuda"), ("cuda", "there is no GPU here; --device cpu")],
+)
+def test_a_device_that_is_not_there_is_refused(
+    module: ModuleType,
+    device: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["x.py", "--out", str(tmp_path / "x"), "--device", device])
+    with pytest.raises(SystemExit, match="2"):
+        module.main()
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        (conv, ["--out", "x", "--lengths", "0"], "--lengths: '0' is no positive number"),
+        (conv, ["--out", "x", "--batch", "-2"], "--batch: '-2' is no positive number"),
+        (draw, ["none.json", "--out", "x.png"], "none.json is no report: "),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(
+    module: ModuleType,
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["x.py", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        module.main()
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_command_on_a_cpu(tmp_path: Path) -> None:
