@@ -22,6 +22,28 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
+def check_rows(name: str, x: Tensor, dim: int, sequences: Sequences | None) -> None:
+    """Raises ValueError unless ``x`` is (batch, length >= 1, dim), of which ``sequences`` speak."""
+    check_tensors(name, {"x": x})
+    if x.ndim != 3 or x.shape[1] < 1 or x.shape[2] != dim or x.dtype not in FLOATS:
+        raise ValueError(
+            f"{name}: x must be (batch, length, {dim}) with a length of at least 1, "
+            f"floating point, got {tuple(x.shape)} {x.dtype}"
+        )
+    if not isinstance(sequences, Sequences | None):
+        raise ValueError(
+            f"{name}: sequences must be core.sequences.Sequences, got {type(sequences).__name__}"
+        )
+    if sequences is None:
+        return
+    document = sequences.document
+    if document.shape != x.shape[:2] or document.device != x.device:
+        raise ValueError(
+            f"{name}: sequences describe {tuple(document.shape)} on {document.device}, "
+            f"x is {tuple(x.shape)} on {x.device}"
+        )
+
+
 class UnsupportedPattern(ValueError):
     """A mixer was asked for a pattern that it does not compute."""
 
@@ -65,26 +87,8 @@ class Mixer(nn.Module):
     ) -> None:
         """Raises ValueError for what does not fit, UnsupportedPattern for what is missing."""
         name = type(self).__name__
-        check_tensors(name, {"x": x}, {"context": context})
-        if x.ndim != 3 or x.shape[1] < 1 or x.shape[2] != self.dim or x.dtype not in FLOATS:
-            raise ValueError(
-                f"{name}: x must be (batch, length, {self.dim}) with a length of at least 1, "
-                f"floating point, got {tuple(x.shape)} {x.dtype}"
-            )
-        if not isinstance(sequences, Sequences | None):
-            raise ValueError(
-                f"{name}: sequences must be core.sequences.Sequences, got "
-                f"{type(sequences).__name__}"
-            )
-        if sequences is not None and sequences.document.shape != x.shape[:2]:
-            raise ValueError(
-                f"{name}: sequences describe {tuple(sequences.document.shape)}, "
-                f"x is {tuple(x.shape[:2])}"
-            )
-        if sequences is not None and sequences.document.device != x.device:
-            raise ValueError(
-                f"{name}: sequences are on {sequences.document.device}, x on {x.device}"
-            )
+        check_tensors(name, {}, {"context": context})
+        check_rows(name, x, self.dim, sequences)
         asked = self.pattern(cross=context is not None)
         if asked not in self.patterns:
             self._refuse(asked)
