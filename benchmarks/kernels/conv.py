@@ -147,7 +147,9 @@ def work(device: str) -> Iterator[Job]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="a folder")
     add_device(parser)
     parser.add_argument("--lengths", type=size, nargs="+", default=list(SHAPES))

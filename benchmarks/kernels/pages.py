@@ -5,6 +5,7 @@ python benchmarks/kernels/pages.py    # README.md here and docs/attention.md, be
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -239,6 +240,9 @@ def filled(page: Path) -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     for page in PAGES:
         page.write_text(filled(page))
 

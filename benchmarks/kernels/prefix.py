@@ -144,7 +144,9 @@ def work(device: str) -> Iterator[Job]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="a folder")
     add_device(parser)
     parser.add_argument("--resume", action="store_true", help="keep the rows of --out")

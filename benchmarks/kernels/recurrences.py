@@ -234,7 +234,9 @@ def work(device: str, names: Sequence[str] | None = None) -> Iterator[Job]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="a folder")
     add_device(parser)
     names = [contestant.name for contestant in CONTESTANTS]

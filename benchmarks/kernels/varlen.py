@@ -241,7 +241,9 @@ def measure(out: Path, device: torch.device, small: bool = False, compiled: bool
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="the report, JSON")
     add_device(parser)
     parser.add_argument("--small", action="store_true", help="a shape that a CPU runs in seconds")
