@@ -3,10 +3,10 @@ argument, what it has to be, what came."""
 
 from __future__ import annotations
 
+import numbers
 import reprlib
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +18,7 @@ def check_integers(where: str, least: int | None = 1, **given: object) -> None:
     """ValueError unless each is a whole number (a boolean is none) of at least ``least``."""
     bound = "" if least is None else f" of at least {least}"
     for name, value in given.items():
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
         if not whole or (least is not None and value < least):  # type: ignore[operator]
             raise ValueError(
                 f"{where}: {name} must be an integer{bound}, got {reprlib.repr(value)}"

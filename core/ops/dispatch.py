@@ -28,6 +28,6 @@ def use_triton(tensor: Tensor) -> bool:
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """What ``torch.autocast`` casts ``tensor`` to; None outside of it, and float64 stays."""
     kind = tensor.device.type
-    if tensor.dtype == torch.float64 or not torch.amp.is_autocast_available(kind):
+    if tensor.dtype == torch.float64 or kind == "meta" or not torch.is_autocast_enabled(kind):
         return None
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    return torch.get_autocast_dtype(kind)
