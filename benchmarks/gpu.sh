@@ -41,7 +41,7 @@ case $part in
     "$python" benchmarks/genomics/longest_context.py --out "$out/longest_context.json"
     ;;
   varlen)
-    "$python" benchmarks/kernels/varlen.py measure --out "$out/varlen.json"
+    "$python" benchmarks/kernels/varlen.py --out "$out/varlen.json"
     ;;
   context)
     chromosome=${CHROMOSOME:-chr20.npz}

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from core.arguments import check_floats, check_integers, check_tensors
 from core.ops.dispatch import use_triton
 from core.patterns import (
     FLEX_BLOCK,
@@ -97,19 +98,24 @@ def _check(
     seen: int,
     dropout: float,
 ) -> None:
-    for name, x in (("query", query), ("key", key), ("value", value)):
-        if x.ndim != 4 or not x.is_floating_point() or not (x.shape[2] and x.shape[3]):
-            raise ValueError(
-                f"attend: {name} must be floating point (batch, length, heads, head_dim), got "
-                f"{x.dtype} of shape {tuple(x.shape)}"
-            )
+    heads_of = {"query": query, "key": key, "value": value}
+    check_tensors("attend", heads_of)
+    if not isinstance(pattern, Pattern):
+        raise ValueError(f"attend: pattern must be one of core.patterns, got {pattern!r}")
+    if not isinstance(sequences, Sequences | None):
+        raise ValueError(f"attend: sequences must be Sequences, got {type(sequences).__name__}")
+    check_integers("attend", 0, seen=seen)
+    for name, x in heads_of.items():
+        check_floats("attend", name, x, "batch, length, heads, head_dim")
+        if not (x.shape[2] and x.shape[3]):
+            raise ValueError(f"attend: {name} must have heads of some width, got {tuple(x.shape)}")
         if (x.dtype, x.device) != (query.dtype, query.device):
             raise ValueError(
                 f"attend: {name} is {x.dtype} on {x.device}, query {query.dtype} on {query.device}"
             )
     batch, length, heads, width = query.shape
-    if seen < 0 or (seen and sequences is not None):
-        raise ValueError(f"attend: seen={seen} must be 0 with sequences, and never negative")
+    if seen and sequences is not None:
+        raise ValueError(f"attend: seen={seen} must be 0 with sequences")
     keys = sum(kept(pattern, seen)) + length
     if isinstance(pattern, Full) and not causal and not seen and sequences is None:
         keys = key.shape[1]  # those of a context
@@ -130,8 +136,8 @@ def _check(
                 f"attend: sequences describe {tuple(document.shape)} on {document.device}, query "
                 f"is {tuple(query.shape)} on {query.device}"
             )
-    if not 0 <= dropout <= 1:
-        raise ValueError(f"attend: dropout must lie in [0, 1], got {dropout}")
+    if not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
+        raise ValueError(f"attend: dropout must lie in [0, 1], got {dropout!r}")
 
 
 def masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float) -> Tensor:

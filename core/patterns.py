@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
 
+from core.arguments import check_integers
 from core.sequences import Sequences
 
 FLEX_BLOCK = 128  # FlexAttention's own default; its backward takes multiples of it only
@@ -188,7 +189,7 @@ class SlidingWindow(Pattern):
     window: int
 
     def __post_init__(self) -> None:
-        _positive(self, window=self.window)
+        check_integers("SlidingWindow", window=self.window)
 
     @property
     def reach(self) -> int:
@@ -214,7 +215,7 @@ class Dilated(Pattern):
     dilation: int
 
     def __post_init__(self) -> None:
-        _positive(self, window=self.window, dilation=self.dilation)
+        check_integers("Dilated", window=self.window, dilation=self.dilation)
 
     @property
     def reach(self) -> int:
@@ -236,7 +237,7 @@ class GlobalTokens(Pattern):
     count: int
 
     def __post_init__(self) -> None:
-        _positive(self, count=self.count)
+        check_integers("GlobalTokens", count=self.count)
 
     @property
     def prefix(self) -> int:
@@ -271,7 +272,8 @@ class RandomBlocks(Pattern):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _positive(self, block=self.block, count=self.count)
+        check_integers("RandomBlocks", block=self.block, count=self.count)
+        check_integers("RandomBlocks", None, seed=self.seed)
 
     def partner(self, block: Tensor, draw: int | Tensor) -> Tensor:
         """The earlier block that ``block`` draws in its draw number ``draw``; -1 for block 0."""
@@ -324,9 +326,10 @@ class Union(Pattern):
     parts: Sequence[Pattern]
 
     def __post_init__(self) -> None:
-        if not self.parts:
-            raise ValueError("Union: parts must name at least one pattern")
-        object.__setattr__(self, "parts", tuple(self.parts))  # a list cannot be hashed
+        parts = tuple(self.parts) if isinstance(self.parts, Sequence) else ()
+        if not parts or not all(isinstance(part, Pattern) for part in parts):
+            raise ValueError(f"Union: parts must be a list of patterns, got {self.parts!r}")
+        object.__setattr__(self, "parts", parts)  # a list cannot be hashed
 
     @property
     def prefix(self) -> int:
@@ -357,12 +360,6 @@ class Union(Pattern):
 
     def covers(self, query: Spans, key: Spans) -> Tensor:
         return reduce(torch.logical_or, (part.covers(query, key) for part in self.parts))
-
-
-def _positive(pattern: Pattern, **values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{type(pattern).__name__}: {name} must be positive, got {value}")
 
 
 def visible(pattern: Pattern, causal: bool, query: Tokens, key: Tokens) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from core.arguments import INTEGERS, check_integers, check_tensors
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,8 @@ class Sequences:
     filled: bool = False
 
     def __post_init__(self) -> None:
-        if self.document.ndim != 2 or self.document.is_floating_point():
-            raise ValueError(
-                "Sequences.document must be an integer tensor (batch, length), got "
-                f"{self.document.dtype} of shape {tuple(self.document.shape)}"
-            )
+        check_tensors("Sequences", {"document": self.document})
+        _check_kind("Sequences: document", self.document, "batch, length")
 
     @classmethod
     def padded(cls, lengths: Tensor | Sequence[int], length: int) -> Sequences:
@@ -38,32 +38,37 @@ class Sequences:
 
         Raises ValueError unless ``lengths`` is a line of integers, each in 0 .. ``length``.
         """
-        lengths = torch.as_tensor(lengths)
-        empty = not lengths.numel()  # of an empty list PyTorch makes floats
-        whole = not (lengths.is_floating_point() or lengths.is_complex())
-        if lengths.ndim != 1 or not (empty or (whole and lengths.dtype != torch.bool)):
-            raise ValueError(
-                f"lengths must be an integer tensor (batch), got {lengths.dtype} of shape "
-                f"{tuple(lengths.shape)}"
-            )
+        check_integers("Sequences.padded", 0, length=length)
+        lengths = _whole("Sequences.padded: lengths", lengths, "batch")
         if lengths.numel() and (int(lengths.min()) < 0 or int(lengths.max()) > length):
-            raise ValueError(f"lengths must lie in 0..{length}, got {lengths.tolist()}")
+            raise ValueError(
+                f"Sequences.padded: lengths must lie in 0..{length}, got {lengths.tolist()}"
+            )
         inside = torch.arange(length, device=lengths.device) < lengths[:, None]
         return cls(inside.to(torch.int32) - 1)
 
     @classmethod
-    def packed(cls, lengths: Sequence[Sequence[int]], length: int) -> Sequences:
+    def packed(cls, lengths: Sequence[Sequence[int]] | Tensor, length: int) -> Sequences:
         """Rows of documents end to end: ``lengths[b]`` lists row b's documents, padding after them.
 
         Raises ValueError if a document is empty or a row's documents do not fit into ``length``.
         """
+        check_integers("Sequences.packed", 0, length=length)
+        if not isinstance(lengths, Sequence | Tensor):
+            raise ValueError(
+                f"Sequences.packed: lengths must list each row's documents, got {lengths!r}"
+            )
         document = torch.full((len(lengths), length), -1, dtype=torch.int32)
         for row, parts in enumerate(lengths):
-            if sum(parts) > length or min(parts, default=1) < 1:
-                raise ValueError(f"row {row}: documents {list(parts)} do not fit into {length}")
-            ids = torch.arange(len(parts), dtype=torch.int32)
-            repeats = torch.tensor(parts, dtype=torch.long)
-            document[row, : sum(parts)] = ids.repeat_interleave(repeats)
+            where = f"Sequences.packed: row {row} of lengths"
+            repeats = _whole(where, parts, "documents").long()
+            total = int(repeats.sum())
+            if total > length or (len(repeats) and int(repeats.min()) < 1):
+                raise ValueError(
+                    f"{where} must be at least 1 each and {length} together, got {repeats.tolist()}"
+                )
+            ids = torch.arange(len(repeats), dtype=torch.int32)
+            document[row, :total] = ids.repeat_interleave(repeats)
         return cls(document)
 
     @classmethod
@@ -75,23 +80,24 @@ class Sequences:
         padding. Raises ValueError unless ``offsets`` is a line of integers that starts at 0,
         increases and ends within ``length``.
         """
-        offsets = torch.as_tensor(offsets)
-        kind = f"{offsets.dtype} of shape {tuple(offsets.shape)}"
-        if offsets.ndim != 1 or offsets.is_floating_point() or len(offsets) < 2:
-            raise ValueError(f"offsets must be an integer tensor (documents + 1), got {kind}")
+        where = "Sequences.from_offsets"
+        offsets = _whole(f"{where}: offsets", offsets, "documents + 1")
+        if len(offsets) < 2:
+            raise ValueError(f"{where}: offsets must be two at least, got {offsets.tolist()}")
         if int(offsets[0]) != 0:
-            raise ValueError(f"offsets must start at 0, got {int(offsets[0])}")
+            raise ValueError(f"{where}: offsets must start at 0, got {int(offsets[0])}")
         short = (offsets[1:] <= offsets[:-1]).nonzero()[:, 0].tolist()
         if short:
             at = short[0]
             raise ValueError(
-                f"offsets must increase, got {int(offsets[at])} at {at} and "
+                f"{where}: offsets must increase, got {int(offsets[at])} at {at} and "
                 f"{int(offsets[at + 1])} at {at + 1}"
             )
         end = int(offsets[-1])
         length = end if length is None else length
+        check_integers(where, 0, length=length)
         if end > length:
-            raise ValueError(f"offsets end at {end}, beyond length={length}")
+            raise ValueError(f"{where}: offsets end at {end}, beyond length={length}")
         place = torch.arange(length, device=offsets.device)
         document = torch.bucketize(place, offsets, right=True, out_int32=True) - 1
         return cls(torch.where(place < end, document, -1)[None], filled=end == length)
@@ -121,6 +127,7 @@ class Sequences:
 
     def zero_padding(self, x: Tensor) -> Tensor:
         """``x`` (batch, length, ...) with every padded position set to zero, whatever it held."""
+        _check_grid("Sequences.zero_padding", x, self.document.shape)
         if self.filled:
             return x
         real = self.real.reshape(self.real.shape + (1,) * (x.ndim - 2))
@@ -144,18 +151,21 @@ class Sequences:
 
     def unpack(self, x: Tensor) -> tuple[Tensor, Sequences]:
         """(batch, length, ...) -> (documents, longest, ...), a padded row for each document."""
+        _check_grid("Sequences.unpack", x, self.document.shape)
         index, rows = self._grid
         return rows.zero_padding(x.flatten(0, 1)[index]), rows
 
     def repack(self, x: Tensor) -> Tensor:
         """The inverse of ``unpack``; padding comes out as zeros."""
         index, rows = self._grid
+        _check_grid("Sequences.repack", x, index.shape)
         flat = x.new_zeros(self.document.numel(), *x.shape[2:])
         flat = flat.index_put((index[rows.real],), x[rows.real])
         return flat.unflatten(0, tuple(self.document.shape))
 
     def prepended(self, count: int) -> Sequences:
         """``count`` real positions put before every row, part of its first document."""
+        check_integers("Sequences.prepended", 0, count=count)
         first = self.document[:, :1].clamp(min=0)
         return Sequences(torch.cat([first.expand(-1, count), self.document], dim=1), self.filled)
 
@@ -167,6 +177,7 @@ class Sequences:
         would be the longest, which mixers of a limited length might refuse. Waits for the device
         once, for the number of real tokens and the longest document.
         """
+        check_integers("Sequences.one_row", multiple=multiple)
         real = self.real.flatten()
         last = F.pad(self.position.flatten(), (0, 1)).max()
         tokens, longest = torch.stack((real.sum(), last + 1)).tolist()
@@ -190,6 +201,7 @@ class OneRow:
 
     def pack(self, x: Tensor) -> Tensor:
         """(batch, length, ...) -> (1, row, ...); what rounding added is zero."""
+        _check_grid("OneRow.pack", x, self.shape)
         # index_select, because its backward adds rows, where that of x[index] sorts them first.
         tokens = x.flatten(0, 1).index_select(0, self.index)
         tail = self.sequences.document.shape[1] - len(self.index)
@@ -199,5 +211,33 @@ class OneRow:
 
     def unpack(self, x: Tensor) -> Tensor:
         """(1, row, ...) -> (batch, length, ...); padding comes out as zeros."""
+        _check_grid("OneRow.unpack", x, self.sequences.document.shape)
         grid = x.new_zeros(math.prod(self.shape), *x.shape[2:])
         return grid.index_copy(0, self.index, x[0, : len(self.index)]).unflatten(0, self.shape)
+
+
+def _check_kind(where: str, x: Tensor, dimensions: str) -> None:
+    if x.ndim != dimensions.count(",") + 1 or x.dtype not in INTEGERS:
+        raise ValueError(
+            f"{where} must be an integer tensor ({dimensions}), got {x.dtype} of shape "
+            f"{tuple(x.shape)}"
+        )
+
+
+def _whole(where: str, values: object, dimensions: str) -> Tensor:
+    """``values`` as an integer tensor that can be read."""
+    try:
+        x = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{where} must be integers, got {reprlib.repr(values)}") from None
+    if not isinstance(values, Tensor) and x.shape == (0,):
+        x = x.long()  # of an empty list PyTorch makes floats
+    _check_kind(where, x, dimensions)
+    if x.is_meta:
+        raise ValueError(f"{where} must hold numbers, got a tensor on meta")
+    return x
+
+
+def _check_grid(where: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(x.shape[:2]) != tuple(shape):
+        raise ValueError(f"{where}: x must be ({shape[0]}, {shape[1]}, ...), got {tuple(x.shape)}")

@@ -23,7 +23,7 @@ from types import ModuleType
 import torch
 
 from benchmarks.kernels import conv, conv_extra, prefix, recurrences
-from benchmarks.kernels.reports import Clock, installed, run
+from benchmarks.kernels.reports import Clock, add_device, installed, run
 from benchmarks.kernels.tuning import compiled_at_once
 
 PARTS: Mapping[str, tuple[ModuleType, Mapping[str, str]]] = {
@@ -81,7 +81,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="a folder")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="these parts")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser)
     parser.add_argument("--deadline", type=float, help="seconds; begin nothing after them")
     parser.add_argument("--resume", action="store_true", help="keep the rows of --out")
     parser.add_argument(

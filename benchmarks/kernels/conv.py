@@ -27,7 +27,7 @@ from benchmarks.kernels.measuring import (
     jobs,
     taking_part,
 )
-from benchmarks.kernels.reports import OURS, Job, run
+from benchmarks.kernels.reports import OURS, Job, add_device, run, size
 from core.ops.fft_conv import fft_conv, fft_conv_reference
 
 KERNEL = "fft_conv"
@@ -147,12 +147,14 @@ def work(device: str) -> Iterator[Job]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="a folder")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--lengths", type=int, nargs="+", default=list(SHAPES))
-    parser.add_argument("--batch", type=int, help="instead of the table's")
-    parser.add_argument("--channels", type=int, help="instead of the table's")
+    add_device(parser)
+    parser.add_argument("--lengths", type=size, nargs="+", default=list(SHAPES))
+    parser.add_argument("--batch", type=size, help="instead of the table's")
+    parser.add_argument("--channels", type=size, help="instead of the table's")
     names = [contestant.name for contestant in CONTESTANTS]
     parser.add_argument("--contestants", nargs="+", choices=names, default=names)
     parser.add_argument("--resume", action="store_true", help="keep the rows of --out")

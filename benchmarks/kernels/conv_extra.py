@@ -30,7 +30,7 @@ from benchmarks.kernels.measuring import (
     jobs,
     taking_part,
 )
-from benchmarks.kernels.reports import OURS, Job, run
+from benchmarks.kernels.reports import OURS, Job, add_device, run
 from core.ops.fft_conv import fft_conv, fft_conv_reference
 
 KERNEL = "fft_conv_extra"
@@ -165,9 +165,11 @@ def work(device: str) -> Iterator[Job]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="a folder")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser)
     parser.add_argument("--resume", action="store_true", help="keep the rows of --out")
     args = parser.parse_args()
     run(work(args.device), args.out, KERNEL, args.device, conv.PEERS, resume=args.resume)

@@ -32,9 +32,9 @@ def variant(case: dict[str, Any]) -> dict[str, Any]:
     if case.get("taps", case["length"]) != case["length"]:
         found["taps"] = case["taps"]
     if case.get("history"):
-        found["positions of history"] = case["history"]
+        found["history"] = case["history"]
     if case.get("band", 1) != 1:
-        found["of the band"] = case["band"]
+        found["band"] = case["band"]
     return found
 
 
@@ -70,7 +70,20 @@ def _per_element(name: str, factor: float) -> Callable[[dict[str, Any]], float |
 def _setting(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return name if value else f"not {name}"
-    return f"{value:,} {name}"
+    return f"{name} {value:,}"
+
+
+def _plain_numbers(axis: Any) -> None:
+    """Ticks as 100 and 100,000, where Matplotlib writes 100 and 1e+05, and 7 x 10^0 between."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            shown = super().__call__(x, pos)  # it knows for which ticks there is room
+            return f"{x:,.0f}" if shown and x >= 10 else shown and f"{x:g}"
+
+    axis.set_major_formatter(Plain())
+    axis.set_minor_formatter(Plain(minor_thresholds=(1, 0.4)))
 
 
 def draw(report: dict[str, Any], target: Path) -> None:
@@ -79,7 +92,6 @@ def draw(report: dict[str, Any], target: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import LogFormatter
 
     rows: Rows = report["rows"]
     names = list(dict.fromkeys(label_of(row) for row in rows))
@@ -111,8 +123,7 @@ def draw(report: dict[str, Any], target: Path) -> None:
                 x, y = series(chosen, names[0], _per_element(floor, factor))
                 axis.loglog(x, y, "k--", label="floor: every byte once", linewidth=1)
             axis.set_xscale("log", base=2)
-            axis.yaxis.set_major_formatter(LogFormatter())
-            axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+            _plain_numbers(axis.yaxis)
             axis.set_xlabel("length")
             axis.set_ylabel(label)
             settings = ", ".join(_setting(k, v) for k, v in kind.items())
@@ -148,6 +159,7 @@ def draw_varlen(report: dict[str, Any], target: Path) -> None:
                 markersize=5,
             )
         axis.set_xscale("log", base=2)
+        _plain_numbers(axis.yaxis)
         axis.set_xlabel("length of a row")
         axis.set_ylabel("time (ms)")
         axis.set_title(f"operations, {title}", fontsize=10)
@@ -191,11 +203,17 @@ def draw_if_possible(source: Path, target: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("report", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    draw_any(json.loads(args.report.read_text()), args.out)
+    try:
+        report = json.loads(args.report.read_text())
+    except (OSError, ValueError) as error:
+        parser.error(f"{args.report} is no report: {error}")
+    draw_any(report, args.out)
 
 
 if __name__ == "__main__":

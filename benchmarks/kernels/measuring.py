@@ -103,32 +103,55 @@ def median_ms(function: Callable[[], Any], device: str) -> float:
         return statistics.median(times)
     from triton.testing import do_bench
 
-    if (once := _waited_ms(function)) > REPEAT_MS:  # do_bench would call it a dozen times
-        return statistics.median([once, *(_waited_ms(function) for _ in range(LEAST_REPEATS - 1))])
+    if (once := _waited_ms(function, device)) > REPEAT_MS:  # do_bench would call it a dozen times
+        more = [_waited_ms(function, device) for _ in range(LEAST_REPEATS - 1)]
+        return statistics.median([once, *more])
     repeat = max(REPEAT_MS, LEAST_REPEATS * once)
     return float(do_bench(function, warmup=WARMUP_MS, rep=int(repeat), return_mode="median"))
 
 
-def _waited_ms(function: Callable[[], Any]) -> float:
-    """One call by the host's clock, the GPU idle before and after."""
-    torch.cuda.synchronize()
+def host_ms(function: Callable[[], Any], device: str) -> float:
+    """Median time of a call by the host's clock, the device idle before and after each.
+
+    do_bench queues its calls without waiting. Where the host is the slower one, as when it makes a
+    mask of many small kernels, the GPU ends one call while the host prepares the next, and the time
+    is the host's period, whatever the GPU does in it. Here nothing overlaps.
+    """
+    function()  # compiles
+    return statistics.median(_waited_ms(function, device) for _ in range(LEAST_REPEATS))
+
+
+def wait(device: str) -> None:
+    """Until what was queued is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _waited_ms(function: Callable[[], Any], device: str) -> float:
+    wait(device)
     started = time.perf_counter()
     function()
-    torch.cuda.synchronize()
+    wait(device)
     return 1e3 * (time.perf_counter() - started)
 
 
-def peak_mib(function: Callable[[], Any], device: str) -> float | None:
+def peak_bytes(function: Callable[[], Any], device: str) -> int | None:
     """Most memory that a call holds on the GPU above what was held before it; None on a CPU."""
     if device != "cuda":
         return None
-    torch.cuda.synchronize()
+    wait(device)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     result = function()
-    torch.cuda.synchronize()
+    wait(device)
     del result
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
+    return torch.cuda.max_memory_allocated() - before
+
+
+def peak_mib(function: Callable[[], Any], device: str) -> float | None:
+    """`peak_bytes` in MiB."""
+    held = peak_bytes(function, device)
+    return None if held is None else held / 2**20
 
 
 def error_ratio(got: Tensor, reference: Tensor) -> float:

@@ -29,7 +29,7 @@ from benchmarks.kernels.measuring import (
     jobs,
     taking_part,
 )
-from benchmarks.kernels.reports import OURS, Job, run
+from benchmarks.kernels.reports import OURS, Job, add_device, run
 from core.ops.prefix_attention import prefix_attention
 
 KERNEL = "prefix_attention"
@@ -144,9 +144,11 @@ def work(device: str) -> Iterator[Job]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="a folder")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser)
     parser.add_argument("--resume", action="store_true", help="keep the rows of --out")
     args = parser.parse_args()
     run(work(args.device), args.out, KERNEL, args.device, PEERS, resume=args.resume)

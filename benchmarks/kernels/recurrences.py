@@ -32,7 +32,7 @@ from benchmarks.kernels.measuring import (
     jobs,
     taking_part,
 )
-from benchmarks.kernels.reports import OURS, Job, run
+from benchmarks.kernels.reports import OURS, Job, add_device, run
 from core.ops.ssd import ssd
 
 KERNEL = "ssd"
@@ -234,9 +234,11 @@ def work(device: str, names: Sequence[str] | None = None) -> Iterator[Job]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="a folder")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser)
     names = [contestant.name for contestant in CONTESTANTS]
     parser.add_argument("--contestants", nargs="+", choices=names, default=names)
     parser.add_argument("--resume", action="store_true", help="keep the rows of --out")

@@ -6,6 +6,7 @@ on from it.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -51,6 +52,27 @@ class Row:
 
 
 Job = tuple[Row, Callable[[], Row]]  # what will be measured, and the measurement that fills it
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """``--device``: cpu, or cuda where there is a GPU, which is then the default."""
+
+    def device(name: str) -> str:
+        if name not in ("cpu", "cuda"):
+            raise argparse.ArgumentTypeError(f"{name!r} is neither cpu nor cuda")
+        if name == "cuda" and not torch.cuda.is_available():
+            raise argparse.ArgumentTypeError("there is no GPU here; --device cpu tries small sizes")
+        return name
+
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=device, default=default, help="cpu or cuda")
+
+
+def size(text: str) -> int:
+    """A positive number from a command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return int(text)
 
 
 def installed(module: str) -> bool:

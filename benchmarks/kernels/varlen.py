@@ -1,102 +1,39 @@
 """Variable length: one encoder on padded batches, sorted ones and packed ones, beside Longformer.
 
-    python benchmarks/kernels/varlen.py measure --out varlen.json
-    python benchmarks/kernels/varlen.py fill varlen.json docs/attention.md
-    python benchmarks/kernels/varlen.py measure --small --out small.json   # seconds, on a CPU too
+    python benchmarks/kernels/varlen.py --out varlen.json
+    python benchmarks/kernels/varlen.py --small --out small.json   # seconds, on a CPU too
 
 64 notes of log-normal length (median 600, 99th percentile 8,000, cut at 4,096), the base shape of
 12 layers, width 768, 12 heads, 256 tokens a side and the first token global. Ours and
 transformers' LongformerModel run the same notes in one process, in turn, without dropout, under
-bf16 autocast; a pass is all notes. Single operations stand beside them.
+bf16 autocast; a pass is all notes. Single operations stand beside them (varlen_operations.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
-import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-import core.masked_attention
 from benchmarks.kernels.draw import draw_if_possible
-from benchmarks.kernels.reports import environment, write_report
+from benchmarks.kernels.measuring import peak_bytes, wait
+from benchmarks.kernels.notes import SMALL, Shape, by_count, by_tokens, note_lengths
+from benchmarks.kernels.pages import varlen_tables
+from benchmarks.kernels.reports import add_device, environment, write_report
+from benchmarks.kernels.varlen_operations import Rows, operations
 from core.backbone import MLP, Backbone
-from core.masked_attention import attend
 from core.mixers.attention import Attention
-from core.patterns import Full, GlobalTokens, Pattern, SlidingWindow
+from core.patterns import GlobalTokens, SlidingWindow
 from core.sequences import Sequences
-
-Rows = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Shape:
-    notes: int = 64
-    median: int = 600
-    percentile99: int = 8_000
-    cut: int = 4_096
-    seed: int = 0
-    batch: int = 8  # notes
-    tokens: int = 32_768  # in a packed batch filled by tokens: as many as 8 padded long notes
-    layers: int = 12
-    dim: int = 768
-    heads: int = 12
-    side: int = 256  # tokens that a window sees on each side
-    vocabulary: int = 50_265
-    repeats: int = 7
-    operations: tuple[tuple[int, int], ...] = ((4, 4_096), (1, 16_384), (1, 65_536))
-
-
-SMALL = Shape(
-    notes=12,
-    median=60,
-    percentile99=800,
-    cut=256,
-    batch=4,
-    tokens=1_024,
-    layers=2,
-    dim=64,
-    heads=4,
-    side=16,
-    vocabulary=100,
-    repeats=2,
-    operations=((2, 256),),
-)
-
-
-def note_lengths(shape: Shape) -> list[int]:
-    """Log-normal lengths by median and 99th percentile, cut; 67,624 tokens for the base shape."""
-    sigma = math.log(shape.percentile99 / shape.median) / 2.326
-    normal = torch.randn(shape.notes, generator=torch.Generator().manual_seed(shape.seed))
-    return (shape.median * torch.exp(sigma * normal)).long().clamp(1, shape.cut).tolist()
-
-
-def by_count(lengths: list[int], size: int) -> list[list[int]]:
-    return [lengths[i : i + size] for i in range(0, len(lengths), size)]
-
-
-def by_tokens(lengths: list[int], most: int) -> list[list[int]]:
-    """Neighbouring notes of at most ``most`` tokens together."""
-    batches: list[list[int]] = [[]]
-    for length in lengths:
-        if batches[-1] and sum(batches[-1]) + length > most:
-            batches.append([])
-        batches[-1].append(length)
-    return batches
-
 
 Batch = tuple[Tensor, Sequences]
 
@@ -175,11 +112,6 @@ class Longformer(nn.Module):
         ).last_hidden_state
 
 
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def one_pass(model: nn.Module, batches: list[Batch], gradient: bool) -> None:
     for tokens, sequences in batches:
         with (
@@ -236,7 +168,7 @@ def encoders(shape: Shape, device: torch.device, compiled: bool) -> Rows:
                     "fastest": min(times),
                     "slowest": max(times),
                     "tokens_per_second": sum(lengths) / middle,
-                    "peak_bytes": peak(work, device),
+                    "peak_bytes": peak_bytes(work, device.type),
                 }
             rows.append(row)
             print(row, flush=True)
@@ -253,7 +185,7 @@ def in_turn(
             times = taken[i]
             if times is None:
                 continue
-            wait(device)
+            wait(device.type)
             started = time.perf_counter()
             try:
                 work()
@@ -261,22 +193,10 @@ def in_turn(
                 taken[i] = None
                 torch.cuda.empty_cache()
                 continue
-            wait(device)
+            wait(device.type)
             if turn >= 2:
                 times.append(time.perf_counter() - started)
     return taken
-
-
-def peak(work: Callable[[], None], device: torch.device) -> int | None:
-    """Most bytes allocated above what all models hold while nothing runs."""
-    if device.type != "cuda":
-        return None
-    wait(device)
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    work()
-    wait(device)
-    return torch.cuda.max_memory_allocated() - before
 
 
 @torch.no_grad()
@@ -289,117 +209,6 @@ def difference(packed: nn.Module, padded: nn.Module, batches: list[Batch]) -> di
         apart = apart + (one - other).square().sum().cpu()
         whole = whole + other.square().sum().cpu()
     return {"model": "ours", "packed_minus_padded_rms_ratio": float((apart / whole).sqrt())}
-
-
-def milliseconds(
-    work: Callable[[], Any], device: torch.device, repeats: int, waited: bool = False
-) -> float:
-    """Median time of a call.
-
-    do_bench queues its calls without waiting. Where the host is the slower one, as when it makes a
-    mask of many small kernels, the GPU ends one call while the host prepares the next, and the time
-    is the host's period, whatever the GPU does in it. ``waited`` lets nothing overlap.
-    """
-    if device.type == "cuda" and not waited:
-        from triton.testing import do_bench
-
-        return float(do_bench(work, return_mode="median"))
-    times = []
-    for _ in range(repeats + 1):
-        wait(device)
-        started = time.perf_counter()
-        work()
-        wait(device)
-        times.append(1e3 * (time.perf_counter() - started))
-    return statistics.median(times[1:])
-
-
-def operations(shape: Shape, device: torch.device) -> Rows:
-    """16 heads of size 64 in bf16: PyTorch's own beside ours, then the packed row of all notes."""
-    rows = []
-    for batch, length in shape.operations:
-        for name, work, inputs in candidates(batch, length, device):
-            rows.append(timed(name, work, inputs, shape) | {"batch": batch, "length": length})
-            print(rows[-1], flush=True)
-    lengths = note_lengths(shape)
-    total = sum(lengths)
-    pattern = SlidingWindow(shape.side + 1) | GlobalTokens(1)
-    row = Sequences.packed([lengths], total).to(device)
-    inputs = heads(1, total, shape.heads, device)
-
-    def packed() -> Tensor:
-        return attend(*inputs, pattern=pattern, causal=False, sequences=row)
-
-    def fresh() -> Tensor:
-        core.masked_attention._MASKS.clear()
-        return packed()
-
-    for name, work, waited in (
-        ("ours, packed notes", packed, False),
-        ("ours, packed notes, host clock", packed, True),
-        ("ours, packed notes, mask built anew, host clock", fresh, True),
-    ):
-        rows.append(timed(name, work, inputs, shape, waited) | {"batch": 1, "length": total})
-        print(rows[-1], flush=True)
-    return rows
-
-
-def heads(batch: int, length: int, number: int, device: torch.device) -> list[Tensor]:
-    return [
-        torch.randn(
-            batch, length, number, 64, device=device, dtype=torch.bfloat16, requires_grad=True
-        )
-        for _ in "qkv"
-    ]
-
-
-def candidates(
-    batch: int, length: int, device: torch.device
-) -> Iterator[tuple[str, Callable[[], Tensor], list[Tensor]]]:
-    inputs = heads(batch, length, 16, device)
-    first = [x.detach().transpose(1, 2).contiguous().requires_grad_() for x in inputs]
-
-    def ours(pattern: Pattern) -> Callable[[], Tensor]:
-        return lambda: attend(*inputs, pattern=pattern, causal=True)
-
-    yield "SDPA, causal", lambda: F.scaled_dot_product_attention(*first, is_causal=True), first
-    yield "ours, causal", ours(Full()), inputs
-    if device.type == "cuda":  # no backward elsewhere
-
-        def window(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            return (q >= k) & (q - k < 512)
-
-        # Compiled, or it would hold length^2 integers.
-        make = torch.compile(create_block_mask, dynamic=False)
-        mask = make(window, None, None, length, length, device="cuda")
-        flex = torch.compile(flex_attention, dynamic=False)
-        yield "FlexAttention, causal window 512", lambda: flex(*first, block_mask=mask), first
-    yield "ours, causal window 512", ours(SlidingWindow(512)), inputs
-
-
-def timed(
-    name: str,
-    work: Callable[[], Tensor],
-    inputs: list[Tensor],
-    shape: Shape,
-    waited: bool = False,
-) -> dict[str, Any]:
-    device = inputs[0].device
-    weight = torch.randn_like(work())
-
-    def forward() -> None:
-        with torch.no_grad():
-            work()
-
-    def both() -> None:
-        torch.autograd.grad(work(), inputs, weight)
-
-    return {
-        "operation": name,
-        "forward_ms": milliseconds(forward, device, shape.repeats, waited),
-        "both_ms": milliseconds(both, device, shape.repeats, waited),
-        "peak_bytes": peak(both, device),
-    }
 
 
 def measure(out: Path, device: torch.device, small: bool = False, compiled: bool = False) -> None:
@@ -427,74 +236,20 @@ def measure(out: Path, device: torch.device, small: bool = False, compiled: bool
     write_report(out, report)  # a stopped run keeps this part
     report["operations"] = operations(shape, device)
     write_report(out, report)
+    print(varlen_tables(report))
     draw_if_possible(out, out.with_suffix(".png"))
 
 
-BEGIN, END = "<!-- varlen: begin -->", "<!-- varlen: end -->"
-
-
-def tables(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
-
-    def speed(row: dict[str, Any]) -> str:
-        if "seconds" not in row:
-            return "does not fit | "
-        memory = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**30:.2f}"
-        return f"{row['tokens_per_second']:,.0f} | {memory}"
-
-    timed_rows = [row for row in report["encoders"] if "gradient" in row]
-    keys = dict.fromkeys((row["model"], row["arrangement"]) for row in timed_rows)
-    found = {(row["model"], row["arrangement"], row["gradient"]): row for row in timed_rows}
-    lines = [
-        f"{report['device']}, torch {report['torch']}, transformers {report['transformers']}; "
-        f"{report['shape']['notes']} notes, {report['tokens']:,} tokens. {report['protocol']}.",
-        "",
-        "| model | batches | tokens/s | peak GiB | with gradient, tokens/s | peak GiB |",
-        "|---|---|---|---|---|---|",
-    ]
-    for model, arrangement in keys:
-        both = (speed(found[model, arrangement, gradient]) for gradient in (False, True))
-        lines.append(f"| {model} | {arrangement} | {' | '.join(both)} |")
-    (apart,) = (row for row in report["encoders"] if "gradient" not in row)
-    ratio = apart["packed_minus_padded_rms_ratio"]
-    lines += [
-        "",
-        f"Packed and padded outputs differ by {ratio:.1e} of their root mean square.",
-        "",
-        "| operation | batch x length | forward, ms | forward and backward, ms |",
-        "|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row['operation']} | {row['batch']} x {row['length']:,} | {row['forward_ms']:.2f} | "
-        f"{row['both_ms']:.2f} |"
-        for row in report["operations"]
-    ]
-    return "\n".join(lines)
-
-
-def fill(args: argparse.Namespace) -> None:
-    page = args.page.read_text()
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
-    made = tables(json.loads(args.report.read_text()))
-    args.page.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("measure", help="run and write a JSON report")
-    one.add_argument("--out", type=Path, required=True)
-    one.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    one.add_argument("--small", action="store_true", help="a shape that a CPU runs in seconds")
-    one.add_argument("--compile", action="store_true", help="also with compile_blocks")
-    one.set_defaults(run=lambda a: measure(a.out, torch.device(a.device), a.small, a.compile))
-    other = commands.add_parser("fill", help="put a report's tables between the marks of a page")
-    other.add_argument("report", type=Path)
-    other.add_argument("page", type=Path)
-    other.set_defaults(run=fill)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the report, JSON")
+    add_device(parser)
+    parser.add_argument("--small", action="store_true", help="a shape that a CPU runs in seconds")
+    parser.add_argument("--compile", action="store_true", help="also with compile_blocks")
     args = parser.parse_args()
-    args.run(args)
+    measure(args.out, torch.device(args.device), args.small, args.compile)
 
 
 if __name__ == "__main__":

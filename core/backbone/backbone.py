@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from core.backbone.norms import Norm, make_norm
 from core.backbone.schedule import parse_schedule
-from core.mixers.base import Mixer
+from core.mixers.base import Mixer, check_rows
 from core.patterns import FLEX_BLOCK
 from core.sequences import Sequences
 
@@ -99,19 +99,14 @@ class Backbone(nn.Module):
     ) -> Tensor:
         """(batch, length, dim) -> the same, after the final norm.
 
-        Raises ValueError if ``sequences`` are of another shape or device, or a context meets
+        Raises ValueError if ``x`` or ``sequences`` are of another shape, or a context meets
         ``padding_free``: the documents of one row would all see one context.
         """
+        check_rows("Backbone", x, self.dim, sequences)
         if sequences is None or not self.padding_free:
             return self._run(x, context, sequences)
         if context is not None:
             raise ValueError("Backbone: padding_free takes no context; build it without")
-        document = sequences.document
-        if x.ndim != 3 or document.shape != x.shape[:2] or document.device != x.device:
-            raise ValueError(
-                f"Backbone: sequences describe {tuple(document.shape)} on {document.device}, "
-                f"x is {tuple(x.shape)} on {x.device}"
-            )
         row = sequences.one_row(PACKED_MULTIPLE)
         return row.unpack(self._run(row.pack(x), None, row.sequences))
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core.arguments import check_integers
 from core.mixers.base import CAUSAL_SELF, Mixer, at_least_float32
 from core.ops.prefix_attention import PrefixState, prefix_attention, prefix_attention_step
 from core.sequences import Sequences
@@ -27,7 +28,8 @@ class Aaren(Mixer):
 
     def __init__(self, dim: int, causal: bool = True, *, heads: int = 8) -> None:
         super().__init__(dim, causal)
-        if heads < 1 or dim % heads:
+        check_integers("Aaren", heads=heads)
+        if dim % heads:
             raise ValueError(f"Aaren: heads={heads} must divide dim={dim}")
         self.heads, self.head_dim = heads, dim // heads
         self.query = nn.Parameter(torch.randn(dim))
@@ -77,6 +79,7 @@ class Aaren(Mixer):
         return PrefixState(torch.full_like(u, -torch.inf), u, w)
 
     def step(self, x: Tensor, state: PrefixState) -> tuple[Tensor, PrefixState]:
+        self.check_step(x, state)
         scores, values = self._scores_and_values(x)
         out, state = prefix_attention_step(scores, values, state)
         return self.o_proj(out.flatten(1)), state

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from core.arguments import check_integers, check_positive, check_share
 from core.masked_attention import attend, kept, masked
 from core.mixers.base import (
     CAUSAL_CROSS,
@@ -70,15 +71,20 @@ class Attention(Mixer):
     ) -> None:
         super().__init__(dim, causal)
         kv_heads = heads if kv_heads is None else kv_heads
-        if heads < 1 or dim % heads:
+        check_integers("Attention", heads=heads, kv_heads=kv_heads)
+        if dim % heads:
             raise ValueError(f"Attention: heads={heads} must divide dim={dim}")
-        if kv_heads < 1 or heads % kv_heads:
+        if heads % kv_heads:
             raise ValueError(f"Attention: kv_heads={kv_heads} must divide heads={heads}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"Attention: dropout must lie in [0, 1), got {dropout}")
+        check_share("Attention", dropout=dropout)
+        if rotary_base is not None:
+            check_positive("Attention", rotary_base=rotary_base)
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
         self.context_dim = dim if context_dim is None else context_dim
+        check_integers("Attention", context_dim=self.context_dim)
         self.visible = Full() if pattern is None else pattern
+        if not isinstance(self.visible, Pattern):
+            raise ValueError(f"Attention: pattern must be one of core.patterns, got {pattern!r}")
         if not isinstance(self.visible, Full):
             self.patterns = self.patterns & {CAUSAL_SELF, NONCAUSAL_SELF}
         if self.context_dim != dim:
@@ -229,5 +235,6 @@ class Attention(Mixer):
 
     def step(self, x: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
         """One token (batch, dim) and the state before it -> its output (batch, dim), new state."""
+        self.check_step(x, state)
         out, state = self(x[:, None], state=state)
         return out[:, 0], state

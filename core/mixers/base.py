@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from core.arguments import FLOATS, check_integers, check_tensors
 from core.sequences import Sequences
 
 NONCAUSAL_SELF = "noncausal_self"
@@ -19,6 +20,28 @@ PATTERNS = frozenset({NONCAUSAL_SELF, CAUSAL_SELF, NONCAUSAL_CROSS, CAUSAL_CROSS
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precision raised to float32, everything else as it is."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def check_rows(name: str, x: Tensor, dim: int, sequences: Sequences | None) -> None:
+    """Raises ValueError unless ``x`` is (batch, length >= 1, dim), of which ``sequences`` speak."""
+    check_tensors(name, {"x": x})
+    if x.ndim != 3 or x.shape[1] < 1 or x.shape[2] != dim or x.dtype not in FLOATS:
+        raise ValueError(
+            f"{name}: x must be (batch, length, {dim}) with a length of at least 1, "
+            f"floating point, got {tuple(x.shape)} {x.dtype}"
+        )
+    if not isinstance(sequences, Sequences | None):
+        raise ValueError(
+            f"{name}: sequences must be core.sequences.Sequences, got {type(sequences).__name__}"
+        )
+    if sequences is None:
+        return
+    document = sequences.document
+    if document.shape != x.shape[:2] or document.device != x.device:
+        raise ValueError(
+            f"{name}: sequences describe {tuple(document.shape)} on {document.device}, "
+            f"x is {tuple(x.shape)} on {x.device}"
+        )
 
 
 class UnsupportedPattern(ValueError):
@@ -43,8 +66,7 @@ class Mixer(nn.Module):
 
     def __init__(self, dim: int, causal: bool) -> None:
         super().__init__()
-        if dim < 1:
-            raise ValueError(f"{type(self).__name__}: dim must be positive, got {dim}")
+        check_integers(type(self).__name__, dim=dim)
         self.dim = dim
         self.causal = causal
         if not {self.pattern(cross=False), self.pattern(cross=True)} & self.patterns:
@@ -63,27 +85,43 @@ class Mixer(nn.Module):
         sequences: Sequences | None = None,
         state: Any = None,
     ) -> None:
-        """Raises ValueError for shapes that do not fit, UnsupportedPattern for what is missing."""
-        if x.ndim != 3 or x.shape[-1] != self.dim:
-            raise ValueError(
-                f"{type(self).__name__}: x must be (batch, length, {self.dim}), "
-                f"got {tuple(x.shape)}"
-            )
-        if sequences is not None and sequences.document.shape != x.shape[:2]:
-            raise ValueError(
-                f"{type(self).__name__}: sequences describe {tuple(sequences.document.shape)}, "
-                f"x is {tuple(x.shape[:2])}"
-            )
+        """Raises ValueError for what does not fit, UnsupportedPattern for what is missing."""
+        name = type(self).__name__
+        check_tensors(name, {}, {"context": context})
+        check_rows(name, x, self.dim, sequences)
         asked = self.pattern(cross=context is not None)
         if asked not in self.patterns:
             self._refuse(asked)
         if state is not None and not (self.recurrent and self.causal):
-            raise UnsupportedPattern(f"{type(self).__name__} carries no state when not causal")
+            raise UnsupportedPattern(f"{name} carries no state when not causal")
         if state is not None and sequences is not None:
             raise ValueError(
-                f"{type(self).__name__}: pieces with a state take no sequences; feed documents "
+                f"{name}: pieces with a state take no sequences; feed documents "
                 "apart, in pieces of equal length"
             )
+        if state is not None:
+            self._check_state(state, len(x))
+
+    def check_step(self, x: Tensor, state: Any) -> None:
+        """Raises ValueError unless x is (batch, dim) and the state one of as many sequences."""
+        name = type(self).__name__
+        check_tensors(name, {"x": x})
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise ValueError(
+                f"{name}: x of a step must be (batch, {self.dim}), got {tuple(x.shape)}"
+            )
+        self._check_state(state, len(x))
+
+    def _check_state(self, state: Any, batch: int) -> None:
+        name, parts = type(self).__name__, state if isinstance(state, tuple) else (state,)
+        tensors = [part for part in parts if isinstance(part, Tensor)]
+        if not tensors:
+            raise ValueError(
+                f"{name}: state must be one that init_state gives, got {type(state).__name__}"
+            )
+        if any(len(part) != batch for part in tensors):
+            shapes = ", ".join(str(tuple(part.shape)) for part in tensors)
+            raise ValueError(f"{name}: state is {shapes}, x has {batch} sequences")
 
     def _refuse(self, asked: str) -> None:
         raise UnsupportedPattern(

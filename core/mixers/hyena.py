@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core.arguments import check_integers, check_positive, check_share
 from core.mixers.base import CAUSAL_SELF, NONCAUSAL_SELF, Mixer
 from core.mixers.documents import by_document
 from core.ops.fft_conv import fft_conv
@@ -53,7 +54,7 @@ class ImplicitFilter(nn.Module):
     ) -> None:
         super().__init__()
         if features < 3 or features % 2 == 0:
-            raise ValueError(f"features must be odd and at least 3, got {features}")
+            raise ValueError(f"ImplicitFilter: features must be odd, at least 3, got {features}")
         self.max_length, self.shift = max_length, shift
         time = torch.linspace(0, 1, max_length)[:, None]
         bands = (features - 1) // 2
@@ -118,8 +119,12 @@ class Hyena(Mixer):
         train_features: bool = False,
     ) -> None:
         super().__init__(dim, causal)
-        if order < 2:
-            raise ValueError(f"Hyena: order must be at least 2, got {order}")
+        check_integers("Hyena", 2, order=order)
+        check_integers("Hyena", max_length=max_length, taps=taps, filter_width=filter_width)
+        check_integers("Hyena", 3, features=features)
+        check_integers("Hyena", 0, filter_layers=filter_layers)
+        check_positive("Hyena", frequency=frequency)
+        check_share("Hyena", dropout=dropout)
         if taps % 2 == 0 and not causal:
             raise ValueError(f"Hyena: a centred short filter needs odd taps, got {taps}")
         self.order, self.max_length = order, max_length

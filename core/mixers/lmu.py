@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from core.arguments import check_integers, check_positive
 from core.mixers.base import CAUSAL_SELF, Mixer, at_least_float32
 from core.mixers.documents import by_document
 from core.ops.fft_conv import fft_conv
@@ -70,10 +71,8 @@ class LegendreMemory(nn.Module):
 
     def __init__(self, order: int, theta: float) -> None:
         super().__init__()
-        if order < 1:
-            raise ValueError(f"LegendreMemory: order must be positive, got {order}")
-        if not theta > 0:
-            raise ValueError(f"LegendreMemory: theta must be a positive window, got {theta}")
+        check_integers("LegendreMemory", order=order)
+        check_positive("LegendreMemory", theta=theta)
         self.order, self.theta = order, theta
         discrete = torch.cat(zero_order_hold(*delay_system(order, theta)), 1)
         # as integers, so that .float() and .bfloat16() on the model leave the matrices alone
@@ -144,8 +143,7 @@ class LMU(Mixer):
         output_activation: Activation = "relu",
     ) -> None:
         super().__init__(dim, causal)
-        if inputs < 1:
-            raise ValueError(f"LMU: inputs must be positive, got {inputs}")
+        check_integers("LMU", inputs=inputs)
         self.inputs = inputs
         for name in (input_activation, output_activation):
             if name not in ACTIVATIONS:
@@ -187,5 +185,6 @@ class LMU(Mixer):
         return self.memory.init_state(batch, self.inputs, device=device)
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        self.check_step(x, state)
         state = self.memory.step(self.f1(self.in_proj(x)), state)
         return self._finish(x, state), state

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core.arguments import check_choice, check_integers, check_share
 from core.mixers.base import CAUSAL_SELF, NONCAUSAL_SELF, Mixer
 from core.mixers.documents import by_document
 from core.ops.fft_conv import fft_conv
@@ -49,16 +50,13 @@ class LongFilter(nn.Module):
         initialisation: Initialisation,
     ) -> None:
         super().__init__()
-        if max_length < 1:
-            raise ValueError(f"LongFilter: max_length must be positive, got {max_length}")
-        if not squash >= 0:
-            raise ValueError(f"LongFilter: squash must be at least 0, got {squash}")
-        if smooth < 1 or smooth % 2 == 0:
+        check_integers("LongFilter", max_length=max_length, smooth=smooth)
+        if not isinstance(squash, (int, float)) or not squash >= 0:
+            raise ValueError(f"LongFilter: squash must be at least 0, got {squash!r}")
+        if smooth % 2 == 0:
             raise ValueError(f"LongFilter: smooth must be an odd window, got {smooth}")
-        if initialisation not in ("geometric", "random"):
-            raise ValueError(
-                f"LongFilter: initialisation is geometric or random, got {initialisation!r}"
-            )
+        check_choice("LongFilter", ("geometric", "random"), initialisation=initialisation)
+        check_share("LongFilter", kernel_dropout=dropout)
         self.max_length, self.squash, self.smooth = max_length, squash, smooth
         taps = [initial_taps(initialisation, channels, max_length) for _ in range(directions)]
         self.taps = nn.Parameter(torch.stack(taps))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core.arguments import check_integers, check_positive
 from core.mixers.base import CAUSAL_SELF, Mixer, at_least_float32
 from core.mixers.short_conv import causal_conv1d
 from core.ops.ssd import ssd, ssd_step
@@ -61,6 +62,9 @@ class Mamba2(Mixer):
         dt_max: float = 1e-1,
     ) -> None:
         super().__init__(dim, causal)
+        check_integers("Mamba2", state=state, expand=expand, head_dim=head_dim)
+        check_integers("Mamba2", groups=groups, taps=taps)
+        check_positive("Mamba2", dt_min=dt_min, dt_max=dt_max)
         inner = expand * dim
         if inner % head_dim or (inner // head_dim) % groups:
             raise ValueError(
@@ -148,6 +152,7 @@ class Mamba2(Mixer):
         )
 
     def step(self, x: Tensor, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
+        self.check_step(x, state)
         gate, mixed, dt = self.in_proj(x).split([self.inner, self.channels, self.heads], -1)
         mixed, conv = causal_conv1d(
             mixed[:, None], self.conv1d.weight[:, 0], self.conv1d.bias, state=state.conv

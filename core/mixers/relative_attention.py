@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core.arguments import check_integers, check_share
 from core.mixers.attention import AttentionState
 from core.mixers.base import CAUSAL_SELF, NONCAUSAL_SELF, Mixer
 from core.patterns import Full, Tokens, visible
@@ -41,12 +42,10 @@ class RelativeAttention(Mixer):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(dim, causal)
-        if heads < 1 or dim % heads:
+        check_integers("RelativeAttention", heads=heads, max_distance=max_distance)
+        if dim % heads:
             raise ValueError(f"RelativeAttention: heads={heads} must divide dim={dim}")
-        if max_distance < 1:
-            raise ValueError(f"RelativeAttention: max_distance={max_distance} must be at least 1")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"RelativeAttention: dropout must lie in [0, 1), got {dropout}")
+        check_share("RelativeAttention", dropout=dropout)
         self.heads, self.head_dim = heads, dim // heads
         self.max_distance, self.dropout = max_distance, dropout
         self.q_proj = nn.Linear(dim, dim, bias=bias)
@@ -122,6 +121,7 @@ class RelativeAttention(Mixer):
 
     def step(self, x: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
         """One token (batch, dim) and the state before it -> its output (batch, dim), new state."""
+        self.check_step(x, state)
         out, state = self(x[:, None], state=state)
         return out[:, 0], state
 

@@ -137,12 +137,6 @@ class S4(S4D):
         dt_min: float = 1e-3,
         dt_max: float = 1e-1,
     ) -> None:
-        if state < 1:
-            raise ValueError(f"S4: state must be positive, got {state}")
-        if discretisation not in ("bilinear", "zoh"):
-            raise ValueError(
-                f"S4: discretisation is bilinear or zoh, got {discretisation!r}; take one of them"
-            )
         super().__init__(
             dim, causal, state=state, discretisation=discretisation, dt_min=dt_min, dt_max=dt_max
         )
@@ -233,6 +227,7 @@ class S4(S4D):
         return tail.flatten(1, 2)[:, :length], modes(after.transpose(0, 1)).to(state.dtype)
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        self.check_step(x, state)
         system = self._system()
         u, before = x.double()[..., None], state.to(torch.complex128)
         if self.discretisation == "bilinear":

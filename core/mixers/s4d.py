@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core.arguments import check_choice, check_integers, check_positive
 from core.mixers.base import CAUSAL_SELF, NONCAUSAL_SELF, Mixer
 from core.mixers.documents import by_document
 from core.ops.fft_conv import fft_conv
@@ -62,6 +63,11 @@ class S4D(Mixer):
         dt_max: float = 1e-1,
     ) -> None:
         super().__init__(dim, causal)
+        name = type(self).__name__
+        check_integers(name, state=state)
+        check_choice(name, ("lin", "inv", "legs", "real"), initialisation=initialisation)
+        check_choice(name, ("zoh", "bilinear"), discretisation=discretisation)
+        check_positive(name, dt_min=dt_min, dt_max=dt_max)
         directions = 1 if causal else 2
         self.state, self.discretisation = state, discretisation
         self.pair = 1.0 if initialisation == "real" else 2.0
@@ -154,6 +160,7 @@ class S4D(Mixer):
         return torch.zeros(batch, self.dim, self.state, device=device, dtype=kind)
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        self.check_step(x, state)
         log_A, CB = self._discrete()
         state = torch.exp(log_A) * state + x[..., None].to(state.dtype)
         y = self.pair * torch.einsum("dn,bdn->bd", CB[0], state).real

@@ -35,3 +35,11 @@ def seen_by_autograd_alone(*tensors: Tensor | None) -> bool:
         or torch._C._len_torch_dispatch_stack()
         or any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors if x is not None)
     )
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """What ``torch.autocast`` casts ``tensor`` to; None outside of it, and float64 stays."""
+    kind = tensor.device.type
+    if tensor.dtype == torch.float64 or kind == "meta" or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)

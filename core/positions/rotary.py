@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from core.arguments import check_integers, check_positive
+
 
 @dataclass(frozen=True)
 class Rotary:
@@ -24,10 +26,10 @@ class Rotary:
     base: float = 10_000.0
 
     def __post_init__(self) -> None:
-        if self.head_dim < 2 or self.head_dim % 2:
+        check_integers("Rotary", head_dim=self.head_dim)
+        if self.head_dim % 2:
             raise ValueError(f"Rotary: head_dim must be even, got {self.head_dim}")
-        if self.base <= 0:
-            raise ValueError(f"Rotary: base must be positive, got {self.base}")
+        check_positive("Rotary", base=self.base)
 
     def angles(self, position: Tensor) -> Tensor:
         """Positions (..., length) -> float64 angles in [0, 2 pi), (..., length, head_dim / 2)."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from benchmarks.kernels import (
     varlen,
 )
 from benchmarks.kernels.measuring import Contestant, Function, Tensors
+from benchmarks.kernels.pages import varlen_tables
 from benchmarks.kernels.reports import Clock, Job, Row
 
 ROOT = Path(__file__).parents[2]
@@ -343,10 +345,9 @@ def test_version_of_a_module_without_a_distribution(
 
 def test_host_clock_waits_before_and_after_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(varlen, "wait", lambda device: seen.append("wait"))
-    cuda = torch.device("cuda")
-    varlen.milliseconds(lambda: seen.append("call"), cuda, 2, waited=True)
-    assert seen == ["wait", "call", "wait"] * 3
+    monkeypatch.setattr(measuring, "wait", lambda device: seen.append("wait"))
+    measuring.host_ms(lambda: seen.append("call"), "cuda")
+    assert seen == ["call", *["wait", "call", "wait"] * measuring.LEAST_REPEATS]
 
 
 def test_configurations_are_compiled_before_they_are_timed(
@@ -396,17 +397,63 @@ def test_parts_after_the_deadline_are_not_begun(
 
 def test_all_kernels_by_one_command(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/kernels/all.py", "--out", str(tmp_path)]
-    command += ["--device", "cpu", "--only", "prefix", "recurrences"]
+    command += ["--device", "cpu", "--only", "prefix", "recurrences", "extra", "varlen"]
     environment = {**os.environ, "PYTHONPATH": "."}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True
     )
     assert "all done" in done.stdout
-    for kernel in ("ssd", "prefix_attention"):
+    report = json.loads((tmp_path / "varlen.json").read_text())
+    assert all(row["both_ms"] > 0 for row in report["operations"])
+    assert varlen_tables(report) in done.stdout
+    assert (tmp_path / "varlen.png").read_bytes().startswith(b"\x89PNG")
+    for kernel in ("ssd", "prefix_attention", "fft_conv_extra"):
         report = json.loads((tmp_path / f"{kernel}.json").read_text())
         assert report["rows"]
         assert all(row["both_ms"] > 0 and not row["failures"] for row in report["rows"])
         assert (tmp_path / f"{kernel}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("module", [every, conv, conv_extra, prefix, recurrences, varlen])
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("gpu", "'gpu' is neither cpu nor cuda"), ("cuda", "there is no GPU here; --device cpu")],
+)
+def test_a_device_that_is_not_there_is_refused(
+    module: ModuleType,
+    device: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["x.py", "--out", str(tmp_path / "x"), "--device", device])
+    with pytest.raises(SystemExit, match="2"):
+        module.main()
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        (conv, ["--out", "x", "--lengths", "0"], "--lengths: '0' is no positive number"),
+        (conv, ["--out", "x", "--batch", "-2"], "--batch: '-2' is no positive number"),
+        (draw, ["none.json", "--out", "x.png"], "none.json is no report: "),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(
+    module: ModuleType,
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["x.py", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        module.main()
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_command_on_a_cpu(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import pytest
@@ -289,6 +290,59 @@ def test_unclaimed_patterns_are_refused(case: tuple[type[Mixer], dict[str, Any]]
 def test_wrong_width_is_refused(mix: Mix) -> None:
     with pytest.raises(ValueError, match=rf"must be \(batch, length, {DIM}\)"):
         mix(torch.zeros(2, 5, DIM + 1))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (None, "x must be a tensor, got NoneType"),
+        (torch.zeros(2, 5, DIM).long(), r"floating point, got \(2, 5, 32\) torch.int64"),
+        (torch.zeros(2, 0, DIM), r"a length of at least 1, .* got \(2, 0, 32\)"),
+    ],
+)
+def test_what_is_no_input_is_named(mix: Mix, x: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{type(mix.module).__name__}: .*{message}"):
+        mix.module(x)
+
+
+def test_what_describes_no_sequences_is_named(mix: Mix) -> None:
+    x, real = sample(), torch.ones(2, LENGTH)
+    with pytest.raises(ValueError, match=r"sequences must be core.sequences.Sequences, got Tensor"):
+        mix(x, real)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"sequences describe .* on meta, x is .* on cpu"):
+        mix(x, Sequences(real.int()).to("meta"))
+
+
+def test_a_state_that_does_not_fit_is_named(recurrent: Mixer) -> None:
+    x, state = sample(batch=3), recurrent.init_state(2, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"state is .*, x has 3 sequences"):
+        recurrent(x, state=state)
+    with pytest.raises(ValueError, match=r"state is .*, x has 3 sequences"):
+        recurrent.step(x[:, 0], state)
+    with pytest.raises(ValueError, match="state must be one that init_state gives, got int"):
+        recurrent(x, state=3)
+    with pytest.raises(ValueError, match=r"x of a step must be \(batch, 32\), got \(2, 1, 32\)"):
+        recurrent.step(x[:2, :1], state)
+
+
+def options_that_do_not_fit() -> list[tuple[type[Mixer], str, object]]:
+    """Each option that is a number, with values that are none it can take."""
+    bad: dict[str, list[object]] = {"int": [2.5, "3", -1, 0], "float": [float("nan"), "x"]}
+    found = []
+    for cls in MIXERS:
+        for name, option in inspect.signature(cls).parameters.items():
+            kind = str(option.annotation).removesuffix(" | None")
+            found += [(cls, name, value) for value in bad.get(kind, [])]
+    any_number = ("shift", "filter_layers")  # any shift, no inner layer
+    return [(c, name, v) for c, name, v in found if name not in any_number or v == "3"]
+
+
+@pytest.mark.parametrize(("cls", "name", "value"), options_that_do_not_fit())
+def test_options_that_do_not_fit_are_named(cls: type[Mixer], name: str, value: object) -> None:
+    options = {"causal": sides(cls)[0], "dim": DIM, name: value}
+    with pytest.raises(ValueError, match=rf"^\w+: {name}\W") as caught:
+        cls(**options)
+    assert "\n" not in str(caught.value)
 
 
 def test_sequences_of_another_shape_are_refused(mix: Mix) -> None:

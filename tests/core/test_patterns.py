@@ -171,18 +171,25 @@ def test_longformer_window_and_global_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "message"),
     [
-        lambda: SlidingWindow(0),
-        lambda: Dilated(2, 0),
-        lambda: GlobalTokens(0),
-        lambda: RandomBlocks(0, 1),
-        lambda: RandomBlocks(4, 0),
-        lambda: Union([]),
+        (lambda: SlidingWindow(0), "SlidingWindow: window must be an integer of at least 1, got 0"),
+        (lambda: SlidingWindow(2.5), "SlidingWindow: window must be .* got 2.5"),
+        (lambda: SlidingWindow(None), "SlidingWindow: window must be .* got None"),
+        (lambda: Dilated(2, 0), "Dilated: dilation must be .* got 0"),
+        (lambda: Dilated(float("nan"), 1), "Dilated: window must be .* got nan"),
+        (lambda: GlobalTokens(True), "GlobalTokens: count must be .* got True"),
+        (lambda: RandomBlocks(0, 1), "RandomBlocks: block must be .* got 0"),
+        (lambda: RandomBlocks(4, 0), "RandomBlocks: count must be .* got 0"),
+        (lambda: RandomBlocks(4, 1, "3"), "RandomBlocks: seed must be an integer, got '3'"),
+        (lambda: Union([]), r"Union: parts must be a list of patterns, got \[\]"),
+        (lambda: Union((Full(), 3)), r"Union: parts must be a list of patterns, got \(Full"),
+        (lambda: SlidingWindow(3) | None, "Union: parts must be a list of patterns"),
+        (lambda: Union(Full()), "Union: parts must be a list of patterns, got Full"),
     ],
 )
-def test_sizes_must_be_positive(make: Callable[[], Pattern]) -> None:
-    with pytest.raises(ValueError, match=r"must (be positive|name at least one)"):
+def test_what_is_no_pattern_is_refused(make: Callable[[], Pattern], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make()
 
 

@@ -80,6 +80,9 @@ def test_one_row_hands_gradients_to_real_tokens_alone() -> None:
     torch.testing.assert_close(x.grad, expected.detach())
 
 
+TWO = Sequences.padded([2, 3], 3)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -87,7 +90,7 @@ def test_one_row_hands_gradients_to_real_tokens_alone() -> None:
         (lambda: Sequences.from_offsets([0, 3, 1]), "must increase, got 3 at 1 and 1 at 2"),
         (lambda: Sequences.from_offsets([1, 3]), "must start at 0, got 1"),
         (lambda: Sequences.from_offsets([0, 3], 2), "end at 3, beyond length=2"),
-        (lambda: Sequences.from_offsets([0]), r"got torch.int64 of shape \(1,\)"),
+        (lambda: Sequences.from_offsets([0]), r"must be two at least, got \[0\]"),
         (lambda: Sequences.from_offsets([0.0, 2.0]), "got torch.float32"),
         (lambda: Sequences.padded([4], 3), "lie in 0..3"),
         (lambda: Sequences.padded([-1], 3), "lie in 0..3"),
@@ -97,12 +100,46 @@ def test_one_row_hands_gradients_to_real_tokens_alone() -> None:
             lambda: Sequences.padded([[1]], 3),
             r"tensor \(batch\), got torch.int64 of shape \(1, 1\)",
         ),
-        (lambda: Sequences.packed([[2, 2]], 3), "row 0"),
+        (lambda: Sequences.padded([1], -1), "length must be an integer of at least 0, got -1"),
+        (lambda: Sequences.padded([], -1), "length must be an integer of at least 0, got -1"),
+        (lambda: Sequences.padded([1], 2.5), "length must be an integer of at least 0, got 2.5"),
+        (lambda: Sequences.padded(None, 3), "lengths must be integers, got None"),
+        (lambda: Sequences.padded([[1], [1, 2]], 3), r"lengths must be integers, got \[\[1\], "),
+        (lambda: Sequences.padded(torch.ones(2, dtype=torch.long, device="meta"), 3), "on meta"),
+        (lambda: Sequences.packed([[2, 2]], 3), r"row 0 .* 3 together, got \[2, 2\]"),
         (lambda: Sequences.packed([[1], [0, 1]], 3), "row 1"),
+        (lambda: Sequences.packed([[1, -1]], 3), "row 0 .* at least 1 each"),
+        (lambda: Sequences.packed([[1.5]], 3), r"row 0 .* \(documents\), got torch.float32"),
+        (lambda: Sequences.packed([1, 2], 3), r"row 0 .* got torch.int64 of shape \(\)"),
+        (lambda: Sequences.packed([["a"]], 3), r"row 0 of lengths must be integers, got \['a'\]"),
+        (lambda: Sequences.packed(None, 3), "lengths must list each row's documents, got None"),
+        (lambda: Sequences.packed([[1]], -1), "length must be an integer of at least 0, got -1"),
+        (lambda: Sequences.from_offsets([0, 3], 4.5), "length must be an integer of at least 0"),
+        (lambda: Sequences.from_offsets(None), "offsets must be integers, got None"),
+        (lambda: Sequences.from_offsets(torch.tensor([0, 1]) > 0), "got torch.bool"),
+        # a mask of real tokens is not a description of documents: its padding would count as real
+        (lambda: Sequences(torch.ones(2, 3).bool()), "integer tensor .* got torch.bool"),
+        (lambda: Sequences(torch.zeros(2, 3) + 0j), "integer tensor .* got torch.complex64"),
+        (lambda: Sequences([[0]]), "document must be a tensor, got list"),
+        (
+            lambda: TWO.zero_padding(torch.zeros(2, 4, 1)),
+            r"x must be \(2, 3, ...\), got \(2, 4, 1\)",
+        ),
+        (
+            lambda: TWO.zero_padding(torch.zeros(1, 3, 1)),
+            r"x must be \(2, 3, ...\), got \(1, 3, 1\)",
+        ),
+        (lambda: TWO.unpack(torch.zeros(2, 9, 1)), r"x must be \(2, 3, ...\), got \(2, 9, 1\)"),
+        (lambda: TWO.repack(torch.zeros(2, 4, 1)), r"x must be \(2, 3, ...\), got \(2, 4, 1\)"),
+        (lambda: TWO.prepended(-1), "count must be an integer of at least 0, got -1"),
+        (lambda: TWO.one_row(0), "multiple must be an integer of at least 1, got 0"),
+        (lambda: TWO.one_row().pack(torch.zeros(2, 4, 1)), r"x must be \(2, 3, ...\)"),
+        (lambda: TWO.one_row().unpack(torch.zeros(1, 4, 1)), r"x must be \(1, 5, ...\)"),
         (lambda: Sequences(torch.zeros(2, 3)), "integer tensor"),
         (lambda: Sequences(torch.zeros(2, dtype=torch.int32)), "integer tensor"),
     ],
 )
 def test_bad_descriptions_are_refused(make: object, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         make()  # type: ignore[operator]
+    assert "\n" not in str(caught.value)

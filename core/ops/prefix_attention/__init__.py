@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.ops.dispatch import use_triton
+from core.arguments import FLOATS, INTEGERS, check_fit, check_floats, check_tensors
+from core.ops.dispatch import autocast_dtype, use_triton
 from core.ops.prefix_attention import reference
-from core.ops.prefix_attention.reference import PrefixState, prefix_attention_step
+from core.ops.prefix_attention.reference import PrefixState
 from core.ops.segments import encode_segments
 
 __all__ = ["PrefixState", "prefix_attention", "prefix_attention_step"]
@@ -44,8 +45,14 @@ def prefix_attention(
     Under ``torch.autocast``, values are cast to its dtype. Raises ValueError for shapes, dtypes or
     devices that do not fit.
     """
-    if torch.is_autocast_enabled(values.device.type) and values.dtype != torch.float64:
-        values, scores = values.to(torch.get_autocast_dtype(values.device.type)), scores.float()
+    op = "prefix_attention"
+    check_tensors(op, {"scores": scores, "values": values}, {"document": document})
+    check_floats(op, "values", values, "batch, length, heads, head_dim")
+    if initial_state is not None:
+        _check_state(op, "initial_state", initial_state)
+    half = autocast_dtype(values)
+    if half is not None:
+        values, scores = values.to(half), scores.float()
         if initial_state is not None:
             initial_state = PrefixState(*(tensor.float() for tensor in initial_state))
     _check(scores, values, initial_state, document)
@@ -57,34 +64,51 @@ def prefix_attention(
     return out, PrefixState(m.detach(), u, w)
 
 
+def prefix_attention_step(
+    scores: Tensor, values: Tensor, state: PrefixState
+) -> tuple[Tensor, PrefixState]:
+    """One position: ``scores`` (batch, heads), ``values`` (batch, heads, head_dim).
+
+    ``state`` is that before it. Returns the output in the dtype of ``values`` and the new state in
+    its own. Raises ValueError for shapes or devices that do not fit.
+    """
+    op = "prefix_attention_step"
+    check_tensors(op, {"scores": scores, "values": values})
+    check_floats(op, "values", values, "batch, heads, head_dim")
+    _check_state(op, "state", state)
+    batch, heads, head_dim = values.shape
+    expected = {
+        "scores": (scores, (batch, heads), FLOATS),
+        "m of state": (state[0], (batch, heads), FLOATS),
+        "u of state": (state[1], (batch, heads), FLOATS),
+        "w of state": (state[2], (batch, heads, head_dim), FLOATS),
+    }
+    check_fit(op, values.device, expected)
+    return reference.prefix_attention_step(scores, values, PrefixState(*state))
+
+
+def _check_state(op: str, name: str, state: object) -> None:
+    if not isinstance(state, tuple) or len(state) != 3:
+        raise ValueError(
+            f"{op}: {name} must be a PrefixState (m, u, w), got {type(state).__name__}"
+        )
+    check_tensors(op, {f"{part} of {name}": x for part, x in zip("muw", state, strict=True)})
+
+
 def _check(
     scores: Tensor, values: Tensor, state: PrefixState | None, document: Tensor | None
 ) -> None:
-    if values.ndim != 4 or not values.is_floating_point():
-        raise ValueError(
-            "prefix_attention: values must be floating point (batch, length, heads, head_dim), "
-            f"got {values.dtype} of shape {tuple(values.shape)}"
-        )
     batch, length, heads, head_dim = values.shape
-    accumulate = torch.promote_types(values.dtype, torch.float32)
+    wide = (torch.promote_types(values.dtype, torch.float32),)
     m, u, w = (None, None, None) if state is None else state
-    expected: dict[str, tuple[Tensor | None, tuple[int, ...], torch.dtype | None]] = {
-        "scores": (scores, (batch, length, heads), accumulate),
-        "m of initial_state": (m, (batch, heads), accumulate),
-        "u of initial_state": (u, (batch, heads), accumulate),
-        "w of initial_state": (w, (batch, heads, head_dim), accumulate),
-        "document": (document, (batch, length), None),
+    expected = {
+        "scores": (scores, (batch, length, heads), wide),
+        "m of initial_state": (m, (batch, heads), wide),
+        "u of initial_state": (u, (batch, heads), wide),
+        "w of initial_state": (w, (batch, heads, head_dim), wide),
+        "document": (document, (batch, length), INTEGERS),
     }
-    for name, (tensor, shape, dtype) in expected.items():
-        if tensor is None:
-            continue
-        fits = tensor.dtype == dtype if dtype else not tensor.dtype.is_floating_point
-        if not fits or tensor.shape != shape or tensor.device != values.device:
-            raise ValueError(
-                f"prefix_attention: {name} must be {dtype or 'an integer dtype'} of shape {shape} "
-                f"on {values.device}, got {tensor.dtype} of shape {tuple(tensor.shape)} on "
-                f"{tensor.device}"
-            )
+    check_fit("prefix_attention", values.device, expected)
 
 
 def _takes_kernel(values: Tensor) -> bool:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.ops.dispatch import use_triton
+from core.arguments import FLOATS, INTEGERS, check_fit, check_floats, check_tensors
+from core.ops.dispatch import autocast_dtype, use_triton
 from core.ops.segments import encode_segments
 from core.ops.ssd import reference
-from core.ops.ssd.reference import ssd_step
 
 __all__ = ["ssd", "ssd_step"]
 
@@ -43,14 +43,42 @@ def ssd(
     Under ``torch.autocast``, x, B and C are cast to its dtype. Raises ValueError for shapes,
     dtypes or devices that do not fit.
     """
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        half = torch.get_autocast_dtype(x.device.type)
+    optional = {"initial_state": initial_state, "document": document}
+    check_tensors("ssd", {"x": x, "log_decay": log_decay, "B": B, "C": C}, optional)
+    check_floats("ssd", "x", x, "batch, length, heads, head_dim")
+    half = autocast_dtype(x)
+    if half is not None:
         x, B, C = x.to(half), B.to(half), C.to(half)
         log_decay = log_decay.float()
         initial_state = None if initial_state is None else initial_state.float()
     _check(x, log_decay, B, C, initial_state, document)
     segments = None if document is None else encode_segments(document)
     return _ssd(x, log_decay, B, C, initial_state, segments)
+
+
+def ssd_step(
+    x: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One token: ``S = exp(log_decay) S + x B^T``, ``y = S C``.
+
+    ``x`` (batch, heads, head_dim), ``log_decay`` (batch, heads), ``B`` and ``C`` (batch, groups,
+    state), ``state`` (batch, heads, head_dim, state), computed in the dtype of ``state``.
+    Returns y in the dtype of ``x``, and the new state. Raises ValueError for shapes or
+    devices that do not fit.
+    """
+    given = {"x": x, "log_decay": log_decay, "B": B, "C": C, "state": state}
+    check_tensors("ssd_step", given)
+    check_floats("ssd_step", "x", x, "batch, heads, head_dim")
+    batch, heads, head_dim = x.shape
+    _check_groups("ssd_step", B, heads, "batch, groups, state")
+    expected = {
+        "log_decay": (log_decay, (batch, heads), FLOATS),
+        "B": (B, (batch, *B.shape[1:]), FLOATS),
+        "C": (C, (batch, *B.shape[1:]), FLOATS),
+        "state": (state, (batch, heads, head_dim, B.shape[2]), FLOATS),
+    }
+    check_fit("ssd_step", x.device, expected)
+    return reference.ssd_step(x, log_decay, B, C, state)
 
 
 def _check(
@@ -61,34 +89,25 @@ def _check(
     initial_state: Tensor | None,
     document: Tensor | None,
 ) -> None:
-    if x.ndim != 4 or not x.is_floating_point():
-        raise ValueError(
-            "ssd: x must be floating point (batch, length, heads, head_dim), "
-            f"got {x.dtype} of shape {tuple(x.shape)}"
-        )
     batch, length, heads, head_dim = x.shape
-    if B.ndim != 4 or B.shape[2] < 1 or heads % B.shape[2]:
+    _check_groups("ssd", B, heads, "batch, length, groups, state")
+    wide = (torch.promote_types(x.dtype, torch.float32),)
+    expected = {
+        "log_decay": (log_decay, (batch, length, heads), wide),
+        "B": (B, (batch, length, *B.shape[2:]), (x.dtype,)),
+        "C": (C, (batch, length, *B.shape[2:]), (x.dtype,)),
+        "initial_state": (initial_state, (batch, heads, head_dim, B.shape[3]), wide),
+        "document": (document, (batch, length), INTEGERS),
+    }
+    check_fit("ssd", x.device, expected)
+
+
+def _check_groups(where: str, B: Tensor, heads: int, dimensions: str) -> None:
+    if B.ndim != dimensions.count(",") + 1 or B.shape[-2] < 1 or heads % B.shape[-2]:
         raise ValueError(
-            f"ssd: B must be (batch, length, groups, state) with groups dividing {heads} heads, "
+            f"{where}: B must be ({dimensions}) with groups dividing {heads} heads, "
             f"got {tuple(B.shape)}"
         )
-    accumulate = torch.promote_types(x.dtype, torch.float32)
-    expected: dict[str, tuple[Tensor | None, tuple[int, ...], torch.dtype | None]] = {
-        "log_decay": (log_decay, (batch, length, heads), accumulate),
-        "B": (B, (batch, length, *B.shape[2:]), x.dtype),
-        "C": (C, (batch, length, *B.shape[2:]), x.dtype),
-        "initial_state": (initial_state, (batch, heads, head_dim, B.shape[3]), accumulate),
-        "document": (document, (batch, length), None),
-    }
-    for name, (tensor, shape, dtype) in expected.items():
-        if tensor is None:
-            continue
-        fits = tensor.dtype == dtype if dtype else not tensor.dtype.is_floating_point
-        if not fits or tensor.shape != shape or tensor.device != x.device:
-            raise ValueError(
-                f"ssd: {name} must be {dtype or 'an integer dtype'} of shape {shape} on "
-                f"{x.device}, got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
-            )
 
 
 def _takes_kernel(x: Tensor, B: Tensor) -> bool:

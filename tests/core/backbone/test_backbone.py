@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -34,6 +36,25 @@ def test_residual_stream_is_the_plain_sum() -> None:
 def test_unknown_block_is_named() -> None:
     with pytest.raises(ValueError, match="schedule names mamba3"):
         Backbone(16, BLOCKS, "mamba3 mlp")
+
+
+@pytest.mark.parametrize(
+    ("x", "sequences", "message"),
+    [
+        (None, None, "x must be a tensor, got NoneType"),
+        (torch.zeros(2, 5, 15), None, r"x must be \(batch, length, 16\) .* got \(2, 5, 15\)"),
+        (torch.zeros(2, 5, 16).long(), None, "floating point, got .* torch.int64"),
+        (
+            torch.zeros(2, 5, 16),
+            Sequences.padded([1], 5),
+            r"describe \(1, 5\) on cpu, x is \(2, 5,",
+        ),
+        (torch.zeros(2, 5, 16), [1, 2], "sequences must be .*Sequences, got list"),
+    ],
+)
+def test_what_does_not_fit_is_named(x: Any, sequences: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^Backbone: .*{message}"):
+        hybrid("mlp")(x, sequences=sequences)
 
 
 def test_extend_and_step_equal_forward() -> None:

@@ -101,7 +101,6 @@ def test_scores_stay_wide_in_half_precision() -> None:
     assert {tensor.dtype for tensor in state} == {torch.float32}
 
 
-@pytest.mark.parametrize("heads", [0, 5])
-def test_refuses_heads_that_do_not_divide(heads: int) -> None:
-    with pytest.raises(ValueError, match=f"heads={heads} must divide dim={DIM}"):
-        Aaren(DIM, heads=heads)
+def test_refuses_heads_that_do_not_divide() -> None:
+    with pytest.raises(ValueError, match=f"heads=5 must divide dim={DIM}"):
+        Aaren(DIM, heads=5)

@@ -171,10 +171,10 @@ def test_checkpoint_holds_what_is_learned() -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"order": 0}, "order must be positive"),
-        ({"theta": 0.0}, "theta must be a positive window"),
-        ({"theta": float("nan")}, "theta must be a positive window"),
-        ({"inputs": 0}, "inputs must be positive"),
+        ({"order": 0}, "order must be an integer of at least 1"),
+        ({"theta": 0.0}, "theta must be positive, got 0.0"),
+        ({"theta": float("nan")}, "theta must be positive, got nan"),
+        ({"inputs": 0}, "inputs must be an integer of at least 1"),
         ({"output_activation": "tanh"}, "activations are identity, relu, gelu, got 'tanh'"),
     ],
 )

@@ -121,13 +121,13 @@ def test_taps_are_not_decayed() -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"max_length": 0}, "max_length must be positive, got 0"),
+        ({"max_length": 0}, "max_length must be an integer of at least 1, got 0"),
         ({"squash": -0.1}, "squash must be at least 0"),
         ({"squash": float("nan")}, "squash must be at least 0"),
         ({"smooth": 4}, "smooth must be an odd window, got 4"),
-        ({"smooth": -1}, "smooth must be an odd window, got -1"),
-        ({"kernel_dropout": 1.5}, "between 0 and 1"),
-        ({"initialisation": "hippo"}, "geometric or random, got 'hippo'"),
+        ({"smooth": -1}, "smooth must be an integer of at least 1, got -1"),
+        ({"kernel_dropout": 1.5}, "kernel_dropout must lie in \\[0, 1\\), got 1.5"),
+        ({"initialisation": "hippo"}, "one of geometric, random, got 'hippo'"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], named: str) -> None:

@@ -127,7 +127,7 @@ def test_zero_embeddings_leave_plain_attention(x: Tensor) -> None:
     ("options", "message"),
     [
         ({"heads": 5}, "heads=5 must divide dim=12"),
-        ({"heads": 3, "max_distance": 0}, "max_distance=0 must be at least 1"),
+        ({"heads": 3, "max_distance": 0}, "max_distance must be an integer of at least 1, got 0"),
         ({"heads": 3, "dropout": 1.0}, "dropout must lie in"),
     ],
 )

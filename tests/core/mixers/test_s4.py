@@ -244,8 +244,10 @@ def test_weights_decay_in_the_projection_alone() -> None:
 
 
 def test_bad_options_are_refused() -> None:
-    with pytest.raises(ValueError, match="S4: state must be positive, got 0"):
+    with pytest.raises(ValueError, match="S4: state must be an integer of at least 1, got 0"):
         S4(4, state=0)
     method: Any = "euler"
-    with pytest.raises(ValueError, match="discretisation is bilinear or zoh, got 'euler'"):
+    with pytest.raises(
+        ValueError, match="discretisation must be one of zoh, bilinear, got 'euler'"
+    ):
         S4(4, discretisation=method)

@@ -271,13 +271,46 @@ def test_empty_batch_and_empty_length():
         ({"w": torch.zeros(1, 2, 4)}, "w of initial_state must be"),
         ({"document": torch.zeros(1, 5)}, "document must be an integer"),
         ({"document": torch.zeros(1, 6, dtype=torch.long)}, "document must be an integer"),
+        # a mask is not a description of documents
+        ({"document": torch.ones(1, 5).bool()}, "document must be an integer .* got torch.bool"),
+        ({"document": torch.zeros(1, 5) + 0j}, "document must be an integer .* torch.complex64"),
+        ({"document": [[0] * 5]}, "document must be a tensor, got list"),
+        ({"values": None}, "values must be a tensor, got NoneType"),
+        ({"scores": [1.0]}, "scores must be a tensor, got list"),
+        ({"m": None}, "m of initial_state must be a tensor, got NoneType"),
+        ({"values": torch.zeros(1, 5, 2, 3).to(torch.float8_e4m3fn)}, "values must be floating"),
+        ({"scores": torch.zeros(1, 5, 2, device="meta")}, "scores must .* on cpu, got .* on meta"),
     ],
 )
 def test_refuses_what_does_not_fit(change, message):
     inputs = {**draw(1, 5, 2, 3, dtype=torch.float32), **change}
     inputs["initial_state"] = PrefixState(inputs.pop("m"), inputs.pop("u"), inputs.pop("w"))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^prefix_attention: {message}") as caught:
         prefix_attention(**inputs)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("state", [3, (torch.zeros(1, 2), torch.zeros(1, 2)), torch.zeros(3, 1, 2)])
+def test_refuses_what_is_no_state(state):
+    inputs = without_state(draw(1, 5, 2, 3, dtype=torch.float32))
+    with pytest.raises(ValueError, match=r"initial_state must be a PrefixState \(m, u, w\), got"):
+        prefix_attention(**inputs, initial_state=state)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scores": torch.zeros(1, 1)}, r"scores must be .* of shape \(1, 2\)"),
+        ({"values": torch.zeros(1, 2)}, r"values must be floating point \(batch, heads, head_dim"),
+        ({"values": torch.zeros(1, 2, 4)}, r"w of state must be .* of shape \(1, 2, 4\)"),
+        ({"state": None}, "state must be a PrefixState"),
+    ],
+)
+def test_step_refuses_what_does_not_fit(change, message):
+    state = PrefixState(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2, 3))
+    inputs = {"scores": torch.zeros(1, 2), "values": torch.zeros(1, 2, 3), "state": state}
+    with pytest.raises(ValueError, match=f"^prefix_attention_step: {message}"):
+        prefix_attention_step(**{**inputs, **change})
 
 
 # ---- the Triton kernels, interpreted; bfloat16, which the interpreter truncates, on the GPU only
@@ -311,6 +344,13 @@ def test_triton_reads_strided_rows(interpreted_triton):
     got = prefix_attention(scores, values)
     expected = prefix_attention(scores.contiguous(), values.contiguous())
     torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+def test_triton_reads_documents_in_any_order_of_memory(interpreted_triton):
+    scores, values = torch.randn(2, 75, 2), torch.randn(2, 75, 2, 8)
+    document = Sequences.packed([[30, 40], [70]], 75).document
+    got = prefix_attention(scores, values, document=document.T.contiguous().T)
+    torch.testing.assert_close(got, prefix_attention(scores, values, document=document))
 
 
 # opcheck looks at .grad of tensors that hold none, and hides the warning only where it is no error

@@ -292,12 +292,49 @@ def test_empty_batch_and_empty_length():
         ({"initial_state": torch.zeros(2, 2, 3, 4)}, "initial_state must be"),
         ({"document": torch.zeros(1, 5)}, "document must be an integer"),
         ({"document": torch.zeros(1, 6, dtype=torch.long)}, "document must be an integer"),
+        # a mask is not a description of documents
+        ({"document": torch.ones(1, 5).bool()}, "document must be an integer .* got torch.bool"),
+        ({"document": torch.zeros(1, 5) + 0j}, "document must be an integer .* torch.complex64"),
+        ({"document": [[0] * 5]}, "document must be a tensor, got list"),
+        ({"x": None}, "x must be a tensor, got NoneType"),
+        ({"B": [1.0]}, "B must be a tensor, got list"),
+        ({"initial_state": 0}, "initial_state must be a tensor, got int"),
+        ({"x": torch.zeros(1, 5, 2, 3).to(torch.float8_e4m3fn)}, "x must be floating point"),
+        ({"x": torch.zeros(1, 5, 2, 3, device="meta")}, "log_decay .* on meta, got .* on cpu"),
+        ({"C": torch.zeros(1, 5, 1, 4, device="meta")}, "C must .* on cpu, got .* on meta"),
     ],
 )
 def test_refuses_what_does_not_fit(change, message):
     inputs = draw(1, 5, 2, 3, 1, 4, dtype=torch.float32)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^ssd: {message}") as caught:
         ssd(**{**inputs, **change})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(1, 2)}, r"x must be floating point \(batch, heads, head_dim\)"),
+        ({"x": torch.zeros(1, 2, 3).long()}, "x must be floating point .* got torch.int64"),
+        ({"log_decay": torch.zeros(1, 1)}, r"log_decay must be .* of shape \(1, 2\)"),
+        ({"B": torch.zeros(1, 3, 4)}, r"B must be \(batch, groups, state\) with groups dividing 2"),
+        ({"C": torch.zeros(1, 1, 5)}, r"C must be .* of shape \(1, 1, 4\)"),
+        ({"state": torch.zeros(2, 2, 3, 4)}, r"state must be .* of shape \(1, 2, 3, 4\)"),
+        ({"state": None}, "state must be a tensor, got NoneType"),
+    ],
+)
+def test_step_refuses_what_does_not_fit(change, message):
+    inputs = {name: x[:, 0] for name, x in draw(1, 5, 2, 3, 1, 4, dtype=torch.float32).items()}
+    inputs["state"] = torch.zeros(1, 2, 3, 4)
+    del inputs["initial_state"]
+    with pytest.raises(ValueError, match=f"^ssd_step: {message}"):
+        ssd_step(**{**inputs, **change})
+
+
+def test_shapes_on_the_meta_device():
+    inputs = {name: x.to("meta") for name, x in draw(1, 5, 2, 3, 1, 4).items()}
+    y, state = ssd(**inputs)
+    assert (y.shape, state.shape, y.device.type) == ((1, 5, 2, 3), (1, 2, 3, 4), "meta")
 
 
 # ---- the Triton kernels, interpreted; bfloat16, which the interpreter truncates, on the GPU only
@@ -340,6 +377,15 @@ def test_triton_reads_strided_rows(interpreted_triton):
     log_decay = -torch.rand(1, 2, 70).transpose(1, 2)
     views = (x.unflatten(-1, (2, 8)), log_decay, B[:, :, None], C[:, :, None])
     for got, expected in zip(ssd(*views), ssd(*(t.contiguous() for t in views)), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+def test_triton_reads_documents_in_any_order_of_memory(interpreted_triton):
+    inputs = draw(2, 75, 2, 8, 1, 4, dtype=torch.float32)
+    document = Sequences.packed([[30, 40], [70]], 75).document
+    lying = document.T.contiguous().T
+    both = (ssd(**inputs, document=order) for order in (lying, document))
+    for got, expected in zip(*both, strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 

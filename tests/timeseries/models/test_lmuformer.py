@@ -318,7 +318,7 @@ def test_learns_what_came_first(spiking: bool) -> None:
         (lambda: LMUFormer(3), "classes must be at least 1, got 0"),
         (lambda: LMUFormer(3, 2, depth=0), "depth must be at least 1"),
         (lambda: LMUFormer(3, 2, dim=4, expand=0.1), r"expand \* dim must be at least 1"),
-        (lambda: LMUFormer(3, 2, theta=-1.0), "theta must be a positive window"),
+        (lambda: LMUFormer(3, 2, theta=-1.0), "theta must be positive"),
         (lambda: LMUFormer(3, 2, spiking=True, tau=0.5), "tau must be at least 1 step"),
         (lambda: LMUFormer(3, 2, dim=4)(torch.zeros(1, 5, 2)), r"\(batch, time >= 1, 3\)"),
         (lambda: LMUFormer(3, 2, dim=4)(torch.zeros(1, 0, 3)), r"got \(1, 0, 3\)"),

@@ -1,0 +1,86 @@
+"""Arguments that do not fit, refused in one line before anything is computed: who refuses which
+argument, what it has to be, what came."""
+
+from __future__ import annotations
+
+import numbers
+import reprlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def check_integers(where: str, least: int | None = 1, **given: object) -> None:
+    """ValueError unless each is a whole number (a boolean is none) of at least ``least``."""
+    bound = "" if least is None else f" of at least {least}"
+    for name, value in given.items():
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if not whole or (least is not None and value < least):  # type: ignore[operator]
+            raise ValueError(
+                f"{where}: {name} must be an integer{bound}, got {reprlib.repr(value)}"
+            )
+
+
+def check_positive(where: str, **given: object) -> None:
+    """ValueError unless each is a number above zero."""
+    for name, value in given.items():
+        if not isinstance(value, (int, float)) or not value > 0:
+            raise ValueError(f"{where}: {name} must be positive, got {reprlib.repr(value)}")
+
+
+def check_share(where: str, **given: object) -> None:
+    """ValueError unless each is a number in [0, 1)."""
+    for name, value in given.items():
+        if not isinstance(value, (int, float)) or not 0 <= value < 1:
+            raise ValueError(f"{where}: {name} must lie in [0, 1), got {reprlib.repr(value)}")
+
+
+def check_choice(where: str, choices: tuple[str, ...], **given: object) -> None:
+    """ValueError unless each is one of ``choices``."""
+    for name, value in given.items():
+        if value not in choices:
+            raise ValueError(
+                f"{where}: {name} must be one of {', '.join(choices)}, got {reprlib.repr(value)}"
+            )
+
+
+def check_tensors(
+    where: str, given: Mapping[str, object], optional: Mapping[str, object] | None = None
+) -> None:
+    """ValueError unless each is a tensor; the ``optional`` ones may be None."""
+    there = {name: x for name, x in (optional or {}).items() if x is not None}
+    for name, x in {**given, **there}.items():
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{where}: {name} must be a tensor, got {type(x).__name__}")
+
+
+def check_floats(where: str, name: str, x: Tensor, dimensions: str) -> None:
+    """ValueError unless ``x`` holds real numbers and has as many dimensions as are named."""
+    if x.ndim != dimensions.count(",") + 1 or x.dtype not in FLOATS:
+        raise ValueError(
+            f"{where}: {name} must be floating point ({dimensions}), got {x.dtype} of shape "
+            f"{tuple(x.shape)}"
+        )
+
+
+Dtypes = tuple[torch.dtype, ...]
+KINDS = {FLOATS: "floating point", INTEGERS: "an integer dtype"}
+
+
+def check_fit(
+    where: str,
+    device: torch.device,
+    expected: Mapping[str, tuple[Tensor | None, tuple[int, ...], Dtypes]],
+) -> None:
+    """ValueError unless each that is not None has its shape and one of its dtypes on ``device``."""
+    for name, (x, shape, dtypes) in expected.items():
+        if x is None or (x.dtype in dtypes and x.shape == shape and x.device == device):
+            continue
+        raise ValueError(
+            f"{where}: {name} must be {KINDS.get(dtypes, dtypes[0])} of shape {shape} on "
+            f"{device}, got {x.dtype} of shape {tuple(x.shape)} on {x.device}"
+        )

@@ -1,0 +1,77 @@
+"""The pages show what the committed reports hold, and the floors of attention are what they say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.kernels import pages
+from benchmarks.kernels.notes import SMALL, Shape, note_lengths
+from core.patterns import Full, GlobalTokens, Pattern, SlidingWindow, Tokens, block_table, visible
+from core.sequences import Sequences
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
+def test_tables_are_those_of_the_committed_reports(page: Path) -> None:
+    assert page.read_text() == pages.filled(page), "run python benchmarks/kernels/pages.py"
+
+
+def test_distances_of_the_convolution_are_those_of_its_report() -> None:
+    report = json.loads((ROOT / "benchmarks/kernels/results/fft_conv.json").read_text())
+    rows = [rows["longspan"] for _, rows in pages.cases(report, gated=False)]
+    text = (ROOT / "docs/kernels.md").read_text()
+    for title, name in (("forward", "forward"), ("with backward", "both")):
+        cells = " | ".join(pages.floors(row, name) for row in rows)
+        assert f"| {title}, measured | {cells} |" in text
+
+
+def test_blocks_that_the_packed_notes_touch() -> None:
+    lengths = note_lengths(Shape())
+    row = Sequences.packed([lengths], sum(lengths))
+    tokens = Tokens.of(sum(lengths), row)
+    pattern = SlidingWindow(Shape().side + 1) | GlobalTokens(1)
+    touched, covered = block_table(pattern, False, tokens, tokens, 128)
+    text = (ROOT / "docs/attention.md").read_text()
+    assert (
+        f"keeps {int(touched.sum()):,} of {touched.numel():,} pairs of blocks, "
+        f"{int(covered.sum()):,} of them"
+    ) in text.replace("\n", " ")
+    operation = {"operation": "ours, packed notes", "batch": 1, "length": sum(lengths)}
+    more = int(touched.sum()) * 128**2 / pages.pairs_of(operation, Shape())
+    assert f"hold {more:.1f} times the pairs" in (ROOT / "docs/kernels.md").read_text()
+
+
+@pytest.mark.parametrize("length", [100, 700])
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [("SDPA, causal", Full()), ("ours, causal window 512", SlidingWindow(512))],
+)
+def test_pairs_of_causal_attention(length: int, name: str, pattern: Pattern) -> None:
+    tokens = Tokens.of(length, None)
+    row = {"operation": name, "batch": 3, "length": length}
+    assert pages.pairs_of(row, SMALL) == 3 * int(visible(pattern, True, tokens, tokens).sum())
+
+
+def test_pairs_of_packed_notes() -> None:
+    lengths = note_lengths(SMALL)
+    total = sum(lengths)
+    tokens = Tokens.of(total, Sequences.packed([lengths], total))
+    pattern = SlidingWindow(SMALL.side + 1) | GlobalTokens(1)
+    row = {"operation": "ours, packed notes", "batch": 1, "length": total}
+    assert pages.pairs_of(row, SMALL) == int(visible(pattern, False, tokens, tokens).sum())
+
+
+def test_floor_of_attention_is_the_slower_of_bytes_and_products() -> None:
+    row = {"operation": "SDPA, causal", "batch": 1, "length": 65_536}
+    forward, both = pages.attention_floors_ms(row, SMALL)
+    pairs = 65_536 * 65_537 / 2
+    assert forward == pytest.approx(1e3 * 16 * pairs * 64 * 2 * 2 / 687e12)
+    assert both == pytest.approx(3.5 * forward)
+    row["length"] = 16
+    moved = 4 * 16 * 16 * 64 * torch.bfloat16.itemsize
+    assert pages.attention_floors_ms(row, SMALL)[0] == pytest.approx(1e3 * moved / 3e12)
