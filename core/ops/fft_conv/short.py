@@ -66,7 +66,7 @@ def backward(
 
 def _spectrum(h: Tensor, zero: int, tile: Tile) -> Spectrum:
     channels, taps = h.shape
-    spectrum = h.new_empty(2, channels, tile.size, dtype=torch.float16)
+    spectrum = h.new_empty(tile.planes, channels, tile.size, dtype=torch.float16)
     scale = h.new_empty(channels)
     short_kernel.filter_kernel[(triton.cdiv(channels, tile.repeat),)](
         h,
@@ -162,7 +162,7 @@ def _correlate(
     each = triton.cdiv(tiles, groups)
     groups = triton.cdiv(tiles, each)
     parts = groups * tile.repeat
-    partial = torch.empty(2, parts, channels, tile.size, device=u.device)
+    partial = torch.empty(tile.planes, parts, channels, tile.size, device=u.device)
     partial_skip = torch.empty(groups, channels, device=u.device)
     constants = tile_constants(tile, 0.25, u.device)
     short_kernel.correlate_kernel[(channels * groups,)](

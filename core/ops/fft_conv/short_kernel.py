@@ -19,12 +19,18 @@ from core.ops.fft_conv.tile_kernel import (
     invert_real,
     largest_of_rows,
     load_gated,
+    load_spectrum,
     magnitude,
+    magnitudes,
     matrices,
+    paired,
     power_below,
     round_store,
     scale_of_rows,
+    scaled,
+    store_spectrum,
     transform,
+    unpaired,
 )
 
 
@@ -83,6 +89,7 @@ def convolve_kernel(
     norm: tl.tensor,
     COLS: tl.constexpr,
     REPEAT: tl.constexpr,
+    HALF: tl.constexpr,
     TILES: tl.constexpr,
     CONJ: tl.constexpr,
     WINDOWED: tl.constexpr,
@@ -102,8 +109,8 @@ def convolve_kernel(
     h_at = c * size + n
     factor = tl.load(scale_ptr + c) * norm
     m = matrices(consts)
-    h_real = tl.load(spectrum_ptr + h_at)
-    h_imag = tl.load(spectrum_ptr + tl.cast(channels, tl.int64) * size + h_at)
+    plane = tl.cast(channels, tl.int64) * size
+    h_real, h_imag = load_spectrum(spectrum_ptr, plane, h_at, None, HALF)
     if CONJ:
         h_imag = -h_imag
     for tile in range(TILES):
@@ -116,9 +123,9 @@ def convolve_kernel(
         x = load_gated(x_row, pre_row, t, mask, HAS_PRE)
         scale, inverse = scale_of_rows(largest_of_rows(magnitude(x, REPEAT), COLS, REPEAT), REPEAT)
         # before the product: next to the cast it would select halves of registers
-        real, imag = transform((contain(x, scale, REPEAT) * inverse).to(tl.float16), m)
+        real, imag = transform((contain(x, scale, REPEAT) * inverse).to(tl.float16), m, HALF)
         real, imag = real.to(tl.float16), imag.to(tl.float16)
-        z = invert_real(real * h_real - imag * h_imag, real * h_imag + imag * h_real, m)
+        z = invert_real(real * h_real - imag * h_imag, real * h_imag + imag * h_real, m, HALF)
         z = z * factor * scale
         if HAS_SKIP:
             z += tl.load(skip_ptr + c) * load_gated(x_row, pre_row, t, own, HAS_PRE)
@@ -162,6 +169,7 @@ def correlate_kernel(
     tiles: tl.tensor,
     COLS: tl.constexpr,
     REPEAT: tl.constexpr,
+    HALF: tl.constexpr,
     WINDOWED: tl.constexpr,
     HAS_PRE: tl.constexpr,
     HAS_POST: tl.constexpr,
@@ -174,8 +182,9 @@ def correlate_kernel(
     c, group = pid // groups, pid % groups
     i, j = tl.arange(0, SIDE)[:, None], tl.arange(0, SIDE)[None, :]
     n = i * COLS + j % COLS
-    sum_real = tl.zeros((SIDE, SIDE), tl.float32)
-    sum_imag = tl.zeros((SIDE, SIDE), tl.float32)
+    WIDTH: tl.constexpr = SIDE // 2 if HALF else SIDE
+    sum_real = tl.zeros((SIDE, WIDTH), tl.float32)
+    sum_imag = tl.zeros((SIDE, WIDTH), tl.float32)
     dskip = 0.0
     m = matrices(consts)
     for tile in range(tiles):
@@ -192,18 +201,17 @@ def correlate_kernel(
             dskip += tl.sum(tl.sum(v * g, 1), 0)
         v_scale, v_inverse = power_below(largest_of_rows(tl.abs(v), COLS, REPEAT))
         g_scale, g_inverse = power_below(largest_of_rows(tl.abs(g), COLS, REPEAT))
-        v_real, v_imag = transform((v * v_inverse).to(tl.float16), m)
+        v_real, v_imag = transform((v * v_inverse).to(tl.float16), m, HALF)
         # half the registers while the other transform runs
         v_real, v_imag = v_real.to(tl.float16), v_imag.to(tl.float16)
-        g_real, g_imag = transform((g * g_inverse).to(tl.float16), m)
-        g_real, g_imag = g_real * (g_scale * v_scale), g_imag * (g_scale * v_scale)
+        g_real, g_imag = transform((g * g_inverse).to(tl.float16), m, HALF)
+        g_real, g_imag = scaled(g_real, g_imag, g_scale * v_scale, HALF)
         sum_real += v_real * g_real + v_imag * g_imag
         sum_imag += v_real * g_imag - v_imag * g_real
     size = SIDE * COLS
     plane = tl.cast(groups, tl.int64) * REPEAT * channels * size
     at = ((group * REPEAT + j // COLS) * channels + c) * size + n
-    tl.store(partial_ptr + at, sum_real)
-    tl.store(partial_ptr + plane + at, sum_imag)
+    store_spectrum(partial_ptr, plane, at, sum_real, sum_imag, None, HALF)
     if HAS_SKIP:
         tl.store(dskip_ptr + group * channels + c, dskip)
 
@@ -219,6 +227,7 @@ def filter_kernel(
     zero: tl.tensor,
     COLS: tl.constexpr,
     REPEAT: tl.constexpr,
+    HALF: tl.constexpr,
     HAS_REVERSE: tl.constexpr,
 ) -> None:
     """Spectra (channels, size) of filters (channels, taps) with lag 0 at ``zero``, each divided by
@@ -235,13 +244,14 @@ def filter_kernel(
         largest = tl.maximum(largest, largest_of_rows(magnitude(past, REPEAT), COLS, REPEAT))
     scale, inverse = scale_of_rows(largest, REPEAT)
     m = matrices(consts)
-    real, imag = transform((contain(x, scale, REPEAT) * inverse).to(tl.float16), m)
+    real, imag = transform((contain(x, scale, REPEAT) * inverse).to(tl.float16), m, HALF)
     if HAS_REVERSE:
-        r_real, r_imag = transform((contain(past, scale, REPEAT) * inverse).to(tl.float16), m)
+        past = (contain(past, scale, REPEAT) * inverse).to(tl.float16)
+        r_real, r_imag = transform(past, m, HALF)
         real, imag = real + r_real, imag - r_imag
     at, mask = c * (SIDE * COLS) + n, c < channels
-    round_store(spectrum_ptr + at, real, mask)
-    round_store(spectrum_ptr + tl.cast(channels, tl.int64) * SIDE * COLS + at, imag, mask)
+    plane = tl.cast(channels, tl.int64) * SIDE * COLS
+    store_spectrum(spectrum_ptr, plane, at, real, imag, mask, HALF)
     tl.store(scale_ptr + c, scale, mask=mask & (j % COLS == 0))
 
 
@@ -257,6 +267,7 @@ def filter_gradient_kernel(
     norm: tl.tensor,
     COLS: tl.constexpr,
     REPEAT: tl.constexpr,
+    HALF: tl.constexpr,
     HAS_REVERSE: tl.constexpr,
 ) -> None:
     """dh (channels, taps) from the sum of ``partial`` (parts, channels, size) in two planes."""
@@ -265,20 +276,25 @@ def filter_gradient_kernel(
     c = tl.program_id(0).to(tl.int64) * REPEAT + j // COLS
     size = SIDE * COLS
     plane = tl.cast(parts, tl.int64) * channels * size
-    real = tl.zeros((SIDE, SIDE), tl.float32)
-    imag = tl.zeros((SIDE, SIDE), tl.float32)
+    WIDTH: tl.constexpr = SIDE // 2 if HALF else SIDE
+    real = tl.zeros((SIDE, WIDTH), tl.float32)
+    imag = tl.zeros((SIDE, WIDTH), tl.float32)
     for part in range(parts):
         at = (tl.cast(part, tl.int64) * channels + c) * size + n
-        real += tl.load(partial_ptr + at, mask=c < channels, other=0.0)
-        imag += tl.load(partial_ptr + plane + at, mask=c < channels, other=0.0)
-    largest = tl.maximum(magnitude(real, REPEAT), magnitude(imag, REPEAT))
+        part_real, part_imag = load_spectrum(partial_ptr, plane, at, c < channels, HALF)
+        real += part_real
+        imag += part_imag
+    largest = magnitudes(real, imag, REPEAT, HALF)
     scale, inverse = scale_of_rows(largest_of_rows(largest, COLS, REPEAT), REPEAT)
-    real = contain(real * inverse, scale, REPEAT)
-    imag = contain(imag * inverse, scale, REPEAT)
+    if HALF:
+        real, imag = unpaired(contain(paired(real, imag) * inverse, scale, REPEAT))
+    else:
+        real = contain(real * inverse, scale, REPEAT)
+        imag = contain(imag * inverse, scale, REPEAT)
     m = matrices(consts)
     at = c * taps + zero
-    h = invert_real(real, imag, m) * norm * scale
+    h = invert_real(real, imag, m, HALF) * norm * scale
     tl.store(dh_ptr + at + n, h, mask=(c < channels) & (zero + n < taps))
     if HAS_REVERSE:
-        h = invert_real(real, -imag, m) * norm * scale
+        h = invert_real(real, -imag, m, HALF) * norm * scale
         tl.store(dh_ptr + at - n, h, mask=(c < channels) & (n > 0) & (n <= zero))
