@@ -41,10 +41,10 @@ def fft_conv(
     ``band`` 1/2 or 1/4 keeps that share of the frequencies alone, the lowest: those below ``band``
     / 2 of the sampling rate on the grid (k + 1/4) / N, where N is the least power of two that is
     neither below ``length`` nor below 128 / ``band``. The result is not causal any more. It is
-    the convolution with the filter that this leaves, of 2 ``length`` - 1 taps. In bfloat16 on a
-    GPU half of the frequencies, or all but half, are never computed, and a quarter costs as much as
-    a half. Elsewhere torch.fft makes that filter, which is kept for the backward pass, and the
-    convolution with it takes every frequency: there the option saves no time.
+    the convolution with the filter that this leaves, of 2 ``length`` - 1 taps. Where the kernels in
+    bfloat16 compute it (README.md), the upper half of the frequencies is skipped; a quarter costs
+    what a half does. Elsewhere torch.fft makes that filter, which is kept for the backward pass,
+    and every frequency is taken: the option saves no time.
 
     Computes in float32 (float64 for a float64 ``u``) and returns the dtype of ``u``. Differentiable
     once in every tensor; only the inputs are kept for the backward pass. Raises ValueError naming

@@ -311,8 +311,7 @@ def inner_convolve_kernel(
         x_real, x_imag = _load_line(z_ptr, plane, z_at, w_real, w_imag)
         real, imag = transform_complex(x_real, x_imag, m, HALF)
         h_plane = tl.cast(filter_lines, tl.int64) * size
-        h_real, h_imag = load_spectrum(spectrum_ptr, h_plane, h_at, None, HALF)
-        h_real, h_imag = h_real.to(tl.float32), h_imag.to(tl.float32)
+        h_real, h_imag = load_spectrum(spectrum_ptr, h_plane, h_at, None, tl.float32, HALF)
         if CONJ:
             h_imag = -h_imag
         y_real, y_imag, scale = _normalised(

@@ -110,7 +110,7 @@ def convolve_kernel(
     factor = tl.load(scale_ptr + c) * norm
     m = matrices(consts)
     plane = tl.cast(channels, tl.int64) * size
-    h_real, h_imag = load_spectrum(spectrum_ptr, plane, h_at, None, HALF)
+    h_real, h_imag = load_spectrum(spectrum_ptr, plane, h_at, None, tl.float16, HALF)
     if CONJ:
         h_imag = -h_imag
     for tile in range(TILES):
@@ -281,7 +281,7 @@ def filter_gradient_kernel(
     imag = tl.zeros((SIDE, WIDTH), tl.float32)
     for part in range(parts):
         at = (tl.cast(part, tl.int64) * channels + c) * size + n
-        part_real, part_imag = load_spectrum(partial_ptr, plane, at, c < channels, HALF)
+        part_real, part_imag = load_spectrum(partial_ptr, plane, at, c < channels, tl.float32, HALF)
         real += part_real
         imag += part_imag
     largest = magnitudes(real, imag, REPEAT, HALF)

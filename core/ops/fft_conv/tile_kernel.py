@@ -134,14 +134,19 @@ def scaled(
 
 @triton.jit
 def load_spectrum(
-    pointer: tl.tensor, plane: tl.tensor, at: tl.tensor, mask: tl.tensor, HALF: tl.constexpr
+    pointer: tl.tensor,
+    plane: tl.tensor,
+    at: tl.tensor,
+    mask: tl.tensor,
+    DTYPE: tl.constexpr,
+    HALF: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
     other = None if mask is None else 0.0
     if HALF:
-        real, imag = unpaired(tl.load(pointer + at, mask=mask, other=other))
+        real, imag = unpaired(tl.load(pointer + at, mask=mask, other=other).to(DTYPE))
     else:
-        real = tl.load(pointer + at, mask=mask, other=other)
-        imag = tl.load(pointer + plane + at, mask=mask, other=other)
+        real = tl.load(pointer + at, mask=mask, other=other).to(DTYPE)
+        imag = tl.load(pointer + plane + at, mask=mask, other=other).to(DTYPE)
     return real, imag
 
 
@@ -234,9 +239,7 @@ def _start_inverse(
 
 
 @triton.jit
-def invert_real(
-    x_real: tl.tensor, x_imag: tl.tensor, m: tl.tuple, HALF: tl.constexpr
-) -> tl.tensor:
+def invert_real(x_real: tl.tensor, x_imag: tl.tensor, m: tl.tuple, HALF: tl.constexpr) -> tl.tensor:
     """Real part of the inverse transform, not scaled; float32."""
     real, imag = _start_inverse(x_real, x_imag, m, HALF)
     return dot_add(tl.trans(m[1]), imag, dot(tl.trans(m[0]), real))
