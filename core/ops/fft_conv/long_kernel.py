@@ -309,9 +309,13 @@ def inner_convolve_kernel(
         plane = tl.cast(lines, tl.int64) * size
         w_real, w_imag = _twiddles(coarse_ptr, fine_ptr, first, N1, COLS, REPEAT)
         x_real, x_imag = _load_line(z_ptr, plane, z_at, w_real, w_imag)
-        real, imag = transform_complex(x_real, x_imag, m, HALF)
         h_plane = tl.cast(filter_lines, tl.int64) * size
-        h_real, h_imag = load_spectrum(spectrum_ptr, h_plane, h_at, None, tl.float32, HALF)
+        if HALF:
+            # ahead of the products: where both meet, the compiler keeps the layout of the first
+            h_real, h_imag = load_spectrum(spectrum_ptr, h_plane, h_at, None, tl.float32, HALF)
+        real, imag = transform_complex(x_real, x_imag, m, HALF)
+        if not HALF:
+            h_real, h_imag = load_spectrum(spectrum_ptr, h_plane, h_at, None, tl.float32, HALF)
         if CONJ:
             h_imag = -h_imag
         y_real, y_imag, scale = _normalised(
