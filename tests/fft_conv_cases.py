@@ -121,9 +121,13 @@ def check(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0) ->
         )
 
 
-def check_band(length: int, band: float, dtype: torch.dtype, device: str = "cpu") -> None:
+def every_option(length: int, batch: int = 2, channels: int = 3) -> Case:
+    """Both directions as long as the sequence, skip and gates."""
+    return Case(batch, channels, length, None, length, skip=True, pre_gate=True, post_gate=True)
+
+
+def check_band(case: Case, band: float, dtype: torch.dtype, device: str = "cpu") -> None:
     """fft_conv of the lowest frequencies and its gradients against the definition in float64."""
-    case = Case(length=length, reverse_taps=length, skip=True, pre_gate=True, post_gate=True)
     tensors = case.inputs(dtype, device)
     dy = case.inputs(dtype, device, seed=1)["u"]
     wide = {name: x.double() for name, x in tensors.items()}
@@ -159,6 +163,7 @@ def check_spoiled_rows(
     case: Case,
     device: str = "cpu",
     history: int = 0,
+    band: float = 1.0,
     spoiled: Sequence[str] | None = None,
 ) -> None:
     """bfloat16 with two numbers that are not finite in each input in turn (or each of ``spoiled``):
@@ -166,17 +171,18 @@ def check_spoiled_rows(
     those of clean inputs."""
     tensors = case.inputs(torch.bfloat16, device)
     dy = case.inputs(torch.bfloat16, device, seed=1)["u"]
-    reference: Callable[..., Tensor] = fft_conv_reference
+    function = partial(fft_conv, band=band)
+    reference: Callable[..., Tensor] = partial(fft_conv_reference, band=band)
     if history:
         before = replace(case, length=history, taps=1).inputs(torch.bfloat16, device, seed=2)
         tensors["history"] = before["u"]
         reference = with_history
-    clean = values_and_gradients(fft_conv, tensors, dy, circular=False)
+    clean = values_and_gradients(function, tensors, dy, circular=False)
     for name in spoiled or (*tensors, "dy"):
         inputs = {key: x.clone() for key, x in (*tensors.items(), ("dy", dy))}
         spoil(inputs[name])
         wide = {key: x.float().cpu() for key, x in inputs.items()}
-        got = values_and_gradients(fft_conv, inputs, inputs.pop("dy"), circular=False)
+        got = values_and_gradients(function, inputs, inputs.pop("dy"), circular=False)
         expected = values_and_gradients(reference, wide, wide.pop("dy"), circular=False)
         for key, value in got.items():
             finite = finite_rows(value)

@@ -5,10 +5,10 @@
 
 Lengths that are short, 4,194,304, or no powers of two; 128 taps over 65,536 positions; a second
 piece of 65,536 behind a history as long; half and a quarter of the frequencies. No gates, bf16 in
-and out, float32 filters. fft_conv skips nothing of a band, so its rows say what the option
-costs; the contestant torch.fft keeps every frequency there: another operation
-of the same size. FlashFFTConv takes powers of two and whole filters. Prints a table and writes
-fft_conv_extra.json; protocol as in conv.py.
+and out, float32 filters. In the rows of a band torch.fft and "longspan without band" keep every
+frequency: another operation of the same size, and what the option is to save time against.
+FlashFFTConv takes powers of two and whole filters. Prints a table and writes fft_conv_extra.json;
+protocol as in conv.py.
 """
 
 from __future__ import annotations
@@ -86,7 +86,12 @@ CASES = [
     Case(4, 768, 65_536, 65_536, past=65_535),
     *(
         Case(batch, channels, length, length, band=band)
-        for batch, channels, length in ((16, 768, 16_384), (1, 256, 1_048_576))
+        for batch, channels, length in (
+            (64, 768, 1_024),
+            (16, 768, 4_096),
+            (16, 768, 16_384),
+            (1, 256, 1_048_576),
+        )
         for band in (1.0, 0.5, 0.25)
     ),
 ]
@@ -124,6 +129,8 @@ def contestants(case: Case) -> list[Contestant]:
         Contestant("longspan reference ops", ours, ops="reference"),
         Contestant("torch.fft", torch_fft, other=other),
     ]
+    if case.band < 1:
+        chosen.append(Contestant(f"{OURS} without band", conv.ours, other=other))
     power = case.length & (case.length - 1) == 0
     if case.whole and power and 128 <= case.length <= LONGEST_PEER:
         chosen += [c for c in conv.CONTESTANTS if c.module == "flashfftconv"]

@@ -43,8 +43,10 @@ def fft_conv(
     ``band`` 1/2 or 1/4 keeps that share of the frequencies alone, the lowest: those below ``band``
     / 2 of the sampling rate on the grid (k + 1/4) / N, where N is the least power of two that is
     neither below ``length`` nor below 128 / ``band``. The result is not causal any more. It is
-    the convolution with the filter that this leaves (2 ``length`` - 1 taps, made by torch.fft and
-    kept for the backward pass), which takes every frequency all the same: it saves no time.
+    the convolution with the filter that this leaves, of 2 ``length`` - 1 taps. Where the kernels in
+    bfloat16 compute it (README.md), the upper half of the frequencies is skipped; a quarter costs
+    what a half does. Elsewhere torch.fft makes that filter, which is kept for the backward pass,
+    and every frequency is taken: the option saves no time.
 
     Computes in float32 (float64 for a float64 ``u``) and returns the dtype of ``u``. Differentiable
     once in every tensor; only the inputs are kept for the backward pass. Raises ValueError naming
@@ -69,12 +71,12 @@ def fft_conv(
         zero = reverse.shape[1] - 1
     if skip is not None:
         skip = skip.to(dtype)
-    if band < 1:
-        h, zero = band_limited(h, zero, u.shape[-1], band), u.shape[-1] - 1
+    if band < 1 and not _takes_monarch(u, h, circular, band):
+        h, zero, band = band_limited(h, zero, u.shape[-1], band), u.shape[-1] - 1, 1.0
     tensors = (u, h, skip, pre_gate, post_gate)
     directly = use_triton(u) and seen_by_autograd_alone(*tensors)
     convolve: Callable[..., Tensor] = _Direct.apply if directly else _fft_conv
-    y = convolve(*tensors, zero, circular)
+    y = convolve(*tensors, zero, circular, band)
     return y[..., past:] if past else y
 
 
@@ -192,12 +194,12 @@ def _check_kind(op: str, name: str, x: Tensor, u: Tensor) -> None:
         )
 
 
-def _takes_monarch(u: Tensor, h: Tensor, circular: bool) -> bool:
+def _takes_monarch(u: Tensor, h: Tensor, circular: bool, band: float) -> bool:
     if not use_triton(u):
         return False
     from core.ops.fft_conv import monarch
 
-    return monarch.fits(u, h.shape[1], circular)
+    return monarch.fits(u, h.shape[1], circular, band)
 
 
 def _steps(u: Tensor) -> spectral.Steps:
@@ -216,11 +218,13 @@ def _convolve(
     post_gate: Tensor | None,
     zero: int,
     circular: bool,
+    band: float,
 ) -> Tensor:
-    if _takes_monarch(u, h, circular):
+    # a band is given to the op for the kernels alone
+    if band < 1 or _takes_monarch(u, h, circular, band):
         from core.ops.fft_conv import monarch
 
-        return monarch.forward(u, h, skip, pre_gate, post_gate, zero)
+        return monarch.forward(u, h, skip, pre_gate, post_gate, zero, band)
     steps = _steps(u)
     return spectral.forward(u, h, skip, pre_gate, post_gate, zero, circular, steps)
 
@@ -237,6 +241,7 @@ def _(
     post_gate: Tensor | None,
     zero: int,
     circular: bool,
+    band: float,
 ) -> Tensor:
     return u.new_empty(u.shape)
 
@@ -250,12 +255,14 @@ def _gradients(
     post_gate: Tensor | None,
     zero: int,
     circular: bool,
+    band: float,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if _takes_monarch(u, h, circular):
+    # a band is given to the op for the kernels alone
+    if band < 1 or _takes_monarch(u, h, circular, band):
         from core.ops.fft_conv import monarch
 
-        return monarch.backward(dy, u, h, skip, pre_gate, post_gate, zero, wanted)
+        return monarch.backward(dy, u, h, skip, pre_gate, post_gate, zero, band, wanted)
     steps = _steps(u)
     return spectral.backward(dy, u, h, skip, pre_gate, post_gate, zero, circular, wanted, steps)
 
@@ -275,13 +282,14 @@ def _(
     post_gate: Tensor | None,
     zero: int,
     circular: bool,
+    band: float,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return spectral.empty_gradients(u, h, skip, pre_gate, post_gate, wanted)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.zero, ctx.circular = inputs
+    *tensors, ctx.zero, ctx.circular, ctx.band = inputs
     ctx.save_for_backward(*tensors)
 
 
@@ -289,9 +297,10 @@ def _differentiate(
     ctx: Any, dy: Tensor, of: Callable[..., tuple[Tensor, ...]] = _fft_conv_backward
 ) -> tuple[Tensor | None, ...]:
     wanted = list(ctx.needs_input_grad[:5])
-    gradients = of(dy, *ctx.saved_tensors, ctx.zero, ctx.circular, wanted)
+    options = (ctx.zero, ctx.circular, ctx.band)
+    gradients = of(dy, *ctx.saved_tensors, *options, wanted)
     some = (g if want else None for g, want in zip(gradients, wanted, strict=True))
-    return (*some, None, None)
+    return (*some, None, None, None)
 
 
 _fft_conv.register_autograd(_differentiate, setup_context=_setup_context)

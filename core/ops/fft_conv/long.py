@@ -196,7 +196,7 @@ def _filters(h: Tensor, zero: int) -> tuple[_Rows, _Rows | None]:
 
 
 def _spectrum(filters: tuple[_Rows, _Rows | None], part: slice, how: Passes) -> Spectrum:
-    """(2, channels, 1, N1, N2) of some channels, and the scale of each."""
+    """(planes, channels, 1, N1, N2) of some channels, and the scale of each."""
     ahead = filters[0].part(part)
     z = _outer(ahead, how)
     past = z if filters[1] is None else _outer(filters[1].part(part), how)
@@ -216,7 +216,7 @@ def _spectrum(filters: tuple[_Rows, _Rows | None], part: slice, how: Passes) -> 
         num_warps=WARPS,
         num_stages=1,
     )
-    return z, ahead.power[:, 0]
+    return z[: tile.planes], ahead.power[:, 0]
 
 
 def _stages(tile: Tile) -> int:

@@ -20,9 +20,13 @@ from core.ops.fft_conv.tile_kernel import (
     invert,
     largest_of_rows,
     load_gated,
+    load_spectrum,
+    magnitudes,
     matrices,
     power_below,
     round_store,
+    scaled,
+    store_spectrum,
     transform_complex,
 )
 
@@ -254,13 +258,19 @@ def outer_inverse_kernel(
 
 @triton.jit
 def _normalised(
-    real: tl.tensor, imag: tl.tensor, COLS: tl.constexpr, REPEAT: tl.constexpr
+    real: tl.tensor,
+    imag: tl.tensor,
+    COLS: tl.constexpr,
+    REPEAT: tl.constexpr,
+    HALF: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Both divided by a power of two near the largest of their line, and that power by column."""
-    largest = largest_of_rows(tl.maximum(tl.abs(real), tl.abs(imag)), COLS, REPEAT)
+    # lines of a tile are one row's: no NaN to keep from the others (1 in place of REPEAT)
+    largest = largest_of_rows(magnitudes(real, imag, 1, HALF), COLS, REPEAT)
     scale, inverse = power_below(largest)
+    real, imag = scaled(real, imag, inverse, HALF)
     # a line of zeros must not count among the scales
-    return real * inverse, imag * inverse, tl.where(largest > 0, scale, 0.0)
+    return real, imag, tl.where(largest > 0, scale, 0.0)
 
 
 @triton.jit
@@ -277,6 +287,7 @@ def inner_convolve_kernel(
     N1: tl.constexpr,
     COLS: tl.constexpr,
     REPEAT: tl.constexpr,
+    HALF: tl.constexpr,
     TILES: tl.constexpr,
     CONJ: tl.constexpr,
 ) -> None:
@@ -298,16 +309,19 @@ def inner_convolve_kernel(
         plane = tl.cast(lines, tl.int64) * size
         w_real, w_imag = _twiddles(coarse_ptr, fine_ptr, first, N1, COLS, REPEAT)
         x_real, x_imag = _load_line(z_ptr, plane, z_at, w_real, w_imag)
-        real, imag = transform_complex(x_real, x_imag, m)
-        h_real = tl.load(spectrum_ptr + h_at).to(tl.float32)
         h_plane = tl.cast(filter_lines, tl.int64) * size
-        h_imag = tl.load(spectrum_ptr + h_plane + h_at).to(tl.float32)
+        if HALF:
+            # ahead of the products: where both meet, the compiler keeps the layout of the first
+            h_real, h_imag = load_spectrum(spectrum_ptr, h_plane, h_at, None, tl.float32, HALF)
+        real, imag = transform_complex(x_real, x_imag, m, HALF)
+        if not HALF:
+            h_real, h_imag = load_spectrum(spectrum_ptr, h_plane, h_at, None, tl.float32, HALF)
         if CONJ:
             h_imag = -h_imag
         y_real, y_imag, scale = _normalised(
-            real * h_real - imag * h_imag, real * h_imag + imag * h_real, COLS, REPEAT
+            real * h_real - imag * h_imag, real * h_imag + imag * h_real, COLS, REPEAT, HALF
         )
-        y_real, y_imag = invert(y_real, y_imag, m)
+        y_real, y_imag = invert(y_real, y_imag, m, HALF)
         _store_line(z_ptr, plane, z_at, y_real, y_imag, w_real, w_imag)
         tl.store(line_ptr + line, scale, mask=j % COLS == 0)
 
@@ -323,9 +337,11 @@ def inner_spectrum_kernel(
     N1: tl.constexpr,
     COLS: tl.constexpr,
     REPEAT: tl.constexpr,
+    HALF: tl.constexpr,
     HAS_REVERSE: tl.constexpr,
 ) -> None:
-    """Each line of z, in place: its transform, plus the conjugate of that of ``past``."""
+    """Each line of z, in place: its transform, plus the conjugate of that of ``past``; with
+    ``HALF`` in the first plane alone."""
     i, j = tl.arange(0, SIDE)[:, None], tl.arange(0, SIDE)[None, :]
     size = SIDE * COLS
     plane = tl.cast(lines, tl.int64) * size
@@ -335,13 +351,12 @@ def inner_spectrum_kernel(
     m = matrices(consts)
     w_real, w_imag = _twiddles(coarse_ptr, fine_ptr, first % N1, N1, COLS, REPEAT)
     x_real, x_imag = _load_line(z_ptr, plane, at, w_real, w_imag)
-    real, imag = transform_complex(x_real, x_imag, m)
+    real, imag = transform_complex(x_real, x_imag, m, HALF)
     if HAS_REVERSE:
         x_real, x_imag = _load_line(past_ptr, plane, at, w_real, w_imag)
-        r_real, r_imag = transform_complex(x_real, x_imag, m)
+        r_real, r_imag = transform_complex(x_real, x_imag, m, HALF)
         real, imag = real + r_real, imag - r_imag
-    tl.store(z_ptr + at, real.to(tl.float16))
-    tl.store(z_ptr + plane + at, imag.to(tl.float16))
+    store_spectrum(z_ptr, plane, at, real, imag, None, HALF)
 
 
 @triton.jit
@@ -361,6 +376,7 @@ def inner_correlate_kernel(
     N1: tl.constexpr,
     COLS: tl.constexpr,
     REPEAT: tl.constexpr,
+    HALF: tl.constexpr,
     HAS_REVERSE: tl.constexpr,
 ) -> None:
     """z[c, k1] = inverse of sum_b weight conj(V) G of the lines of v and g, and in ``past`` the
@@ -373,29 +389,30 @@ def inner_correlate_kernel(
     k1 = first + j // COLS
     plane = tl.cast(channels, tl.int64) * N1 * size
     m = matrices(consts)
-    sum_real = tl.zeros((SIDE, SIDE), tl.float32)
-    sum_imag = tl.zeros((SIDE, SIDE), tl.float32)
+    WIDTH: tl.constexpr = SIDE // 2 if HALF else SIDE
+    sum_real = tl.zeros((SIDE, WIDTH), tl.float32)
+    sum_imag = tl.zeros((SIDE, WIDTH), tl.float32)
     for b in range(batch):
         w_real, w_imag = _twiddles(coarse_ptr, fine_ptr, first, N1, COLS, REPEAT)
         at = ((c * batch + b) * N1 + k1) * size + n
         x_real, x_imag = _load_line(v_ptr, batch * plane, at, w_real, w_imag)
-        v_real, v_imag = transform_complex(x_real, x_imag, m)
+        v_real, v_imag = transform_complex(x_real, x_imag, m, HALF)
         # half the registers while the other transform runs
         v_real, v_imag = v_real.to(tl.float16), v_imag.to(tl.float16)
         x_real, x_imag = _load_line(g_ptr, batch * plane, at, w_real, w_imag)
-        g_real, g_imag = transform_complex(x_real, x_imag, m)
+        g_real, g_imag = transform_complex(x_real, x_imag, m, HALF)
         weight = tl.load(weight_ptr + c * batch + b)
         g_real, g_imag = g_real * weight, g_imag * weight
         sum_real += v_real * g_real + v_imag * g_imag
         sum_imag += v_real * g_imag - v_imag * g_real
-    real, imag, scale = _normalised(sum_real, sum_imag, COLS, REPEAT)
+    real, imag, scale = _normalised(sum_real, sum_imag, COLS, REPEAT, HALF)
     line = c * N1 + k1
     at = line * size + n
     w_real, w_imag = _twiddles(coarse_ptr, fine_ptr, first, N1, COLS, REPEAT)
-    y_real, y_imag = invert(real, imag, m)
+    y_real, y_imag = invert(real, imag, m, HALF)
     _store_line(z_ptr, plane, at, y_real, y_imag, w_real, w_imag)
     tl.store(line_ptr + line, scale, mask=j % COLS == 0)
     if HAS_REVERSE:
-        y_real, y_imag = invert(real, -imag, m)
+        y_real, y_imag = invert(real, -imag, m, HALF)
         _store_line(past_ptr, plane, at, y_real, y_imag, w_real, w_imag)
         tl.store(past_line_ptr + line, scale, mask=j % COLS == 0)

@@ -16,11 +16,11 @@ LONGEST = 2**22
 WORTH_THREE_PASSES = 2**23
 
 
-def fits(u: Tensor, taps: int, circular: bool) -> bool:
+def fits(u: Tensor, taps: int, circular: bool, band: float = 1.0) -> bool:
     """Whether this version computes it: bfloat16, up to 4M positions, not periodic, worth it."""
     if circular or u.dtype != torch.bfloat16 or u.shape[-1] > LONGEST:
         return False
-    one_pass = isinstance(plan(u.shape[-1], taps, 0), Windows)
+    one_pass = isinstance(plan(u.shape[-1], taps, 0, band), Windows)
     return u.numel() >= (1 if one_pass else WORTH_THREE_PASSES)
 
 
@@ -31,9 +31,10 @@ def forward(
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
     zero: int,
+    band: float,
 ) -> Tensor:
-    """As `spectral.forward`."""
-    how = plan(u.shape[-1], h.shape[1], zero)
+    """As `spectral.forward`; ``band`` as in `core.ops.fft_conv.fft_conv`."""
+    how = plan(u.shape[-1], h.shape[1], zero, band)
     u, pre_gate, post_gate = rows_of(u), rows_of(pre_gate), rows_of(post_gate)
     h, skip = h.contiguous(), rows_of(skip)
     with torch.cuda.device_of(u):
@@ -50,11 +51,12 @@ def backward(
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
     zero: int,
+    band: float,
     wanted: Sequence[bool],
 ) -> Gradients:
-    """As `spectral.backward`."""
+    """As `spectral.backward`; ``band`` as in `core.ops.fft_conv.fft_conv`."""
     gradients = empty_gradients(u, h, skip, pre_gate, post_gate, wanted)
-    how = plan(u.shape[-1], h.shape[1], zero)
+    how = plan(u.shape[-1], h.shape[1], zero, band)
     dy, u, pre_gate, post_gate = rows_of(dy), rows_of(u), rows_of(pre_gate), rows_of(post_gate)
     h, skip = h.contiguous(), rows_of(skip)
     with torch.cuda.device_of(u):

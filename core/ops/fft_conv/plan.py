@@ -11,12 +11,14 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from core.ops.fft_conv.reference import grid_size
+
 SIDE = 64
 TILE = SIDE * SIDE
 # Filters up to this long are taken over windows of one tile; a window then has as many outputs.
 WINDOW_TAPS = TILE // 2
 
-Spectrum = tuple[Tensor, Tensor]  # (2, channels, size) float16, and the scale of each channel
+Spectrum = tuple[Tensor, Tensor]  # (planes, channels, size) float16, and each channel's scale
 Targets = list[tuple[Tensor, Tensor | None]]  # what to write, and the gate before it
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # u, h, skip, pre_gate, post_gate
 
@@ -24,21 +26,27 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # u, h, skip, pre_gat
 @dataclass(frozen=True)
 class Tile:
     """Transforms of ``size`` numbers, ``repeat`` of them in a tile; each multiplies norms by
-    ``gain``."""
+    ``gain``. Of a ``band`` below 1 the kernels compute half of the frequencies."""
 
     size: int
     cols: int
     repeat: int
     gain: float
+    band: float = 1.0
 
     @property
     def layout(self) -> dict[str, int]:
-        return {"COLS": self.cols, "REPEAT": self.repeat}
+        return {"COLS": self.cols, "REPEAT": self.repeat, "HALF": self.band < 1}
+
+    @property
+    def planes(self) -> int:
+        """Of a spectrum: half the frequencies are half the numbers."""
+        return 2 if self.band == 1 else 1
 
 
-def tile_of(size: int) -> Tile:
+def tile_of(size: int, band: float = 1.0) -> Tile:
     cols = size // SIDE
-    return Tile(size, cols, SIDE // cols, gain_of(SIDE) * gain_of(cols))
+    return Tile(size, cols, SIDE // cols, gain_of(SIDE) * gain_of(cols), band)
 
 
 def gain_of(size: int) -> float:
@@ -66,11 +74,23 @@ def _planes(x: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
 def tile_constants(tile: Tile, shift: float, device: torch.device) -> Tensor:
     """(6, 64, 64) float16: the matrices and twiddle factors of a tile (README.md)."""
     f1 = _dft(SIDE, shift) * gain_of(SIDE)
-    f2 = torch.block_diag(*[_dft(tile.cols, 0.0) * gain_of(tile.cols)] * tile.repeat)
+    f2 = _dft(tile.cols, 0.0) * gain_of(tile.cols)
+    f2 = torch.block_diag(*[f2 if tile.band == 1 else _lowest(f2, tile.band)] * tile.repeat)
     k = torch.arange(SIDE, dtype=torch.float64)[:, None] + shift
     n = torch.arange(SIDE, dtype=torch.float64) % tile.cols
     parts = [_planes(x, torch.float16, device) for x in (f1, f2, _phases(k * n / tile.size))]
     return torch.cat(parts)
+
+
+def _lowest(f2: Tensor, band: float) -> Tensor:
+    """The lower half of the columns of F2 as pairs of real ones: in the real part of the result
+    those that multiply real parts, in its imaginary part those that multiply imaginary parts. Of
+    a smaller ``band`` the rest are zeros."""
+    cols = len(f2)
+    f2 = f2.roll(cols // 4, 1)[:, : cols // 2].clone()  # from the most negative frequency on
+    outside = round(cols * (0.5 - band) / 2)
+    f2[:, :outside] = f2[:, cols // 2 - outside :] = 0
+    return torch.complex(*(torch.view_as_real(x).flatten(1) for x in (f2, 1j * f2)))
 
 
 @dataclass(frozen=True)
@@ -137,15 +157,16 @@ class Passes:
     tile: Tile
 
 
-def plan(length: int, taps: int, zero: int) -> Windows | Passes:
-    size = max(SIDE, 1 << (length - 1).bit_length())
+def plan(length: int, taps: int, zero: int, band: float = 1.0) -> Windows | Passes:
+    size = max(SIDE, 1 << (length - 1).bit_length()) if band == 1 else grid_size(length, band)
     if size <= TILE:
-        return Windows(tile_of(size), 1, size, 0, 0)
-    if taps <= WINDOW_TAPS:
+        return Windows(tile_of(size, band), 1, size, 0, 0)
+    # the frequencies of a band are those of the whole sequence
+    if taps <= WINDOW_TAPS and band == 1:
         hop = TILE - taps + 1
         return Windows(tile_of(TILE), -(-length // hop), hop, taps - 1 - zero, zero)
     n1 = max(16, size // TILE)
-    return Passes(n1, size // n1, tile_of(size // n1))
+    return Passes(n1, size // n1, tile_of(size // n1, band))
 
 
 @overload

@@ -50,8 +50,8 @@ def _shifted(size: int, like: Tensor) -> Tensor:
     return turn.to(torch.complex64 if like.dtype == torch.float32 else torch.complex128)
 
 
-def _grid(length: int, band: float) -> int:
-    """N of the frequencies (k + 1/4) / N that ``band`` is a share of."""
+def grid_size(length: int, band: float) -> int:
+    """N of the frequencies (k + 1/4) / N that ``band`` < 1 is a share of."""
     return max(1 << (length - 1).bit_length(), round(128 / band))
 
 
@@ -72,7 +72,7 @@ def _low_frequencies(
     """The spectra as they are defined, multiplied where ``band`` keeps them."""
     length = u.shape[-1]
     dtype = torch.promote_types(u.dtype, torch.float32)
-    size = _grid(length, band)
+    size = grid_size(length, band)
 
     def spectrum(x: Tensor) -> Tensor:
         x = torch.nn.functional.pad(x.to(dtype), (0, size - x.shape[-1]))
@@ -98,7 +98,7 @@ def band_limited(h: Tensor, zero: int, length: int, band: float) -> Tensor:
     What the masked spectrum turns back into has the lags from 0 on in its real part and those
     before in its imaginary part, which is where a circular product of this kind puts what wraps.
     """
-    size = _grid(length, band)
+    size = grid_size(length, band)
     ahead = torch.nn.functional.pad(h[:, zero:], (0, size - h.shape[1] + zero))
     shifted = _shifted(size, h)
     spectrum = torch.fft.fft(ahead * shifted)

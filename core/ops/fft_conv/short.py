@@ -68,7 +68,7 @@ def backward(
 
 def _spectrum(h: Tensor, zero: int, tile: Tile) -> Spectrum:
     channels, taps = h.shape
-    spectrum = h.new_empty(2, channels, tile.size, dtype=torch.float16)
+    spectrum = h.new_empty(tile.planes, channels, tile.size, dtype=torch.float16)
     scale = h.new_empty(channels)
     short_kernel.filter_kernel[(triton.cdiv(channels, tile.repeat),)](
         h,
@@ -165,7 +165,7 @@ def _correlate(
     whole = groups == 1
     sums, skip_sums = dh, dskip
     if not whole:
-        sums = torch.empty(2, groups, channels, TILE, device=u.device)
+        sums = torch.empty(tile.planes, groups, channels, TILE, device=u.device)
         skip_sums = torch.empty(groups, channels, device=u.device)
     constants = tile_constants(tile, 0.25, u.device)
     norm = 1 / (tile.gain**3 * tile.size)

@@ -19,12 +19,17 @@ from core.ops.fft_conv.tile_kernel import (
     invert_real,
     largest_of_rows,
     load_gated,
+    load_spectrum,
     magnitude,
     matrices,
+    paired,
     power_below,
     round_store,
     scale_of_rows,
+    scaled,
+    store_spectrum,
     transform,
+    unpaired,
 )
 
 
@@ -83,6 +88,7 @@ def convolve_kernel(
     norm: tl.tensor,
     COLS: tl.constexpr,
     REPEAT: tl.constexpr,
+    HALF: tl.constexpr,
     TILES: tl.constexpr,
     CONJ: tl.constexpr,
     WINDOWED: tl.constexpr,
@@ -102,8 +108,8 @@ def convolve_kernel(
     h_at = c * size + n
     factor = tl.load(scale_ptr + c) * norm
     m = matrices(consts)
-    h_real = tl.load(spectrum_ptr + h_at)
-    h_imag = tl.load(spectrum_ptr + tl.cast(channels, tl.int64) * size + h_at)
+    plane = tl.cast(channels, tl.int64) * size
+    h_real, h_imag = load_spectrum(spectrum_ptr, plane, h_at, None, tl.float16, HALF)
     if CONJ:
         h_imag = -h_imag
     for tile in range(TILES):
@@ -116,9 +122,9 @@ def convolve_kernel(
         x = load_gated(x_row, pre_row, t, mask, HAS_PRE)
         scale, inverse = scale_of_rows(largest_of_rows(magnitude(x, REPEAT), COLS, REPEAT), REPEAT)
         # before the product: next to the cast it would select halves of registers
-        real, imag = transform((contain(x, scale, REPEAT) * inverse).to(tl.float16), m)
+        real, imag = transform((contain(x, scale, REPEAT) * inverse).to(tl.float16), m, HALF)
         real, imag = real.to(tl.float16), imag.to(tl.float16)
-        z = invert_real(real * h_real - imag * h_imag, real * h_imag + imag * h_real, m)
+        z = invert_real(real * h_real - imag * h_imag, real * h_imag + imag * h_real, m, HALF)
         z = z * factor * scale
         if HAS_SKIP:
             z += tl.load(skip_ptr + c) * load_gated(x_row, pre_row, t, own, HAS_PRE)
@@ -165,6 +171,7 @@ def correlate_kernel(
     norm: tl.tensor,
     COLS: tl.constexpr,
     REPEAT: tl.constexpr,
+    HALF: tl.constexpr,
     WINDOWED: tl.constexpr,
     WHOLE: tl.constexpr,
     HAS_REVERSE: tl.constexpr,
@@ -179,8 +186,9 @@ def correlate_kernel(
     c, group = pid // groups, pid % groups
     i, j = tl.arange(0, SIDE)[:, None], tl.arange(0, SIDE)[None, :]
     n = i * COLS + j % COLS
-    sum_real = tl.zeros((SIDE, SIDE), tl.float32)
-    sum_imag = tl.zeros((SIDE, SIDE), tl.float32)
+    WIDTH: tl.constexpr = SIDE // 2 if HALF else SIDE
+    sum_real = tl.zeros((SIDE, WIDTH), tl.float32)
+    sum_imag = tl.zeros((SIDE, WIDTH), tl.float32)
     dskip = 0.0
     m = matrices(consts)
     for tile in range(tiles):
@@ -197,22 +205,22 @@ def correlate_kernel(
             dskip += tl.sum(tl.sum(v * g, 1), 0)
         v_scale, v_inverse = power_below(largest_of_rows(tl.abs(v), COLS, REPEAT))
         g_scale, g_inverse = power_below(largest_of_rows(tl.abs(g), COLS, REPEAT))
-        v_real, v_imag = transform((v * v_inverse).to(tl.float16), m)
+        v_real, v_imag = transform((v * v_inverse).to(tl.float16), m, HALF)
         # half the registers while the other transform runs
         v_real, v_imag = v_real.to(tl.float16), v_imag.to(tl.float16)
-        g_real, g_imag = transform((g * g_inverse).to(tl.float16), m)
-        g_real, g_imag = g_real * (g_scale * v_scale), g_imag * (g_scale * v_scale)
+        g_real, g_imag = transform((g * g_inverse).to(tl.float16), m, HALF)
+        g_real, g_imag = scaled(g_real, g_imag, g_scale * v_scale, HALF)
         sum_real += v_real * g_real + v_imag * g_imag
         sum_imag += v_real * g_imag - v_imag * g_real
     if WHOLE:
+        dh_row = dh_ptr + c * taps
         store_filter(
-            dh_ptr + c * taps, sum_real, sum_imag, taps, zero, norm, m, COLS, REPEAT, HAS_REVERSE
+            dh_row, sum_real, sum_imag, taps, zero, norm, m, COLS, REPEAT, HALF, HAS_REVERSE
         )
     else:
         at = (group * channels + c) * (SIDE * SIDE) + j // COLS * (SIDE * COLS) + n
         plane = tl.cast(groups, tl.int64) * channels * (SIDE * SIDE)
-        tl.store(dh_ptr + at, sum_real)
-        tl.store(dh_ptr + plane + at, sum_imag)
+        store_spectrum(dh_ptr, plane, at, sum_real, sum_imag, None, HALF)
     if HAS_SKIP:
         tl.store(dskip_ptr + group * channels + c, dskip)
 
@@ -228,6 +236,7 @@ def filter_kernel(
     zero: tl.tensor,
     COLS: tl.constexpr,
     REPEAT: tl.constexpr,
+    HALF: tl.constexpr,
     HAS_REVERSE: tl.constexpr,
 ) -> None:
     """Spectra (channels, size) of filters (channels, taps) with lag 0 at ``zero``, each divided by
@@ -244,24 +253,22 @@ def filter_kernel(
         largest = tl.maximum(largest, largest_of_rows(magnitude(past, REPEAT), COLS, REPEAT))
     scale, inverse = scale_of_rows(largest, REPEAT)
     m = matrices(consts)
-    real, imag = transform((contain(x, scale, REPEAT) * inverse).to(tl.float16), m)
+    real, imag = transform((contain(x, scale, REPEAT) * inverse).to(tl.float16), m, HALF)
     if HAS_REVERSE:
-        r_real, r_imag = transform((contain(past, scale, REPEAT) * inverse).to(tl.float16), m)
+        past = (contain(past, scale, REPEAT) * inverse).to(tl.float16)
+        r_real, r_imag = transform(past, m, HALF)
         real, imag = real + r_real, imag - r_imag
     at, mask = c * (SIDE * COLS) + n, c < channels
-    round_store(spectrum_ptr + at, real, mask)
-    round_store(spectrum_ptr + tl.cast(channels, tl.int64) * SIDE * COLS + at, imag, mask)
+    plane = tl.cast(channels, tl.int64) * SIDE * COLS
+    store_spectrum(spectrum_ptr, plane, at, real, imag, mask, HALF)
     tl.store(scale_ptr + c, scale, mask=mask & (j % COLS == 0))
 
 
 @triton.jit
 def _over_sequences(x: tl.tensor, COLS: tl.constexpr, REPEAT: tl.constexpr) -> tl.tensor:
     """The sum of a tile's sequences, in place of each of them."""
-    if REPEAT > 1:
-        x = tl.sum(tl.reshape(x, (SIDE, REPEAT, COLS)), 1)
-        x = tl.broadcast_to(x[:, None, :], (SIDE, REPEAT, COLS))
-        x = tl.reshape(x, (SIDE, SIDE))
-    return x
+    x = tl.sum(tl.reshape(x, (SIDE, REPEAT, COLS)), 1)
+    return tl.reshape(tl.broadcast_to(x[:, None, :], (SIDE, REPEAT, COLS)), (SIDE, SIDE))
 
 
 @triton.jit
@@ -275,19 +282,25 @@ def store_filter(
     m: tl.tuple,
     COLS: tl.constexpr,
     REPEAT: tl.constexpr,
+    HALF: tl.constexpr,
     HAS_REVERSE: tl.constexpr,
 ) -> None:
     """The filter (taps,) with lag 0 at ``zero`` that has the sum of a tile's spectra."""
     i, j = tl.arange(0, SIDE)[:, None], tl.arange(0, SIDE)[None, :]
     n = i * COLS + j
-    real, imag = _over_sequences(real, COLS, REPEAT), _over_sequences(imag, COLS, REPEAT)
+    if REPEAT > 1:
+        if HALF:
+            real, imag = unpaired(_over_sequences(paired(real, imag), COLS, REPEAT))
+        else:
+            real = _over_sequences(real, COLS, REPEAT)
+            imag = _over_sequences(imag, COLS, REPEAT)
     largest = tl.max(tl.max(tl.maximum(tl.abs(real), tl.abs(imag)), 1), 0)
     scale, inverse = power_below(largest)
     real, imag = real * inverse, imag * inverse
-    h = invert_real(real, imag, m) * norm * scale
+    h = invert_real(real, imag, m, HALF) * norm * scale
     tl.store(h_row + zero + n, h, mask=(j < COLS) & (zero + n < taps))
     if HAS_REVERSE:
-        h = invert_real(real, -imag, m) * norm * scale
+        h = invert_real(real, -imag, m, HALF) * norm * scale
         tl.store(h_row + zero - n, h, mask=(j < COLS) & (n > 0) & (n <= zero))
 
 
@@ -303,6 +316,7 @@ def filter_gradient_kernel(
     norm: tl.tensor,
     COLS: tl.constexpr,
     REPEAT: tl.constexpr,
+    HALF: tl.constexpr,
     HAS_REVERSE: tl.constexpr,
 ) -> None:
     """dh (channels, taps) from the sum of ``partial`` (groups, channels, REPEAT, size) in two
@@ -310,12 +324,15 @@ def filter_gradient_kernel(
     i, j = tl.arange(0, SIDE)[:, None], tl.arange(0, SIDE)[None, :]
     c = tl.program_id(0).to(tl.int64)
     plane = tl.cast(groups, tl.int64) * channels * (SIDE * SIDE)
-    real = tl.zeros((SIDE, SIDE), tl.float32)
-    imag = tl.zeros((SIDE, SIDE), tl.float32)
+    WIDTH: tl.constexpr = SIDE // 2 if HALF else SIDE
+    real = tl.zeros((SIDE, WIDTH), tl.float32)
+    imag = tl.zeros((SIDE, WIDTH), tl.float32)
     inside = j // COLS * (SIDE * COLS) + i * COLS + j % COLS
     for group in range(groups):
         at = (tl.cast(group, tl.int64) * channels + c) * (SIDE * SIDE) + inside
-        real += tl.load(partial_ptr + at)
-        imag += tl.load(partial_ptr + plane + at)
+        part_real, part_imag = load_spectrum(partial_ptr, plane, at, None, tl.float32, HALF)
+        real += part_real
+        imag += part_imag
     m = matrices(consts)
-    store_filter(dh_ptr + c * taps, real, imag, taps, zero, norm, m, COLS, REPEAT, HAS_REVERSE)
+    dh_row = dh_ptr + c * taps
+    store_filter(dh_row, real, imag, taps, zero, norm, m, COLS, REPEAT, HALF, HAS_REVERSE)

@@ -2,7 +2,11 @@
 
 A tile holds one sequence of 4,096 numbers or ``REPEAT`` shorter ones side by side. ``consts``
 is what `plan.tile_constants` makes, ``COLS`` = 64 / ``REPEAT``. Spectra are float16, real and
-imaginary parts in two planes.
+imaginary parts in two planes of 64 x 64.
+
+With ``HALF`` a spectrum is that of the lower half of the frequencies: real and imaginary parts of
+64 x 32, and in memory and as an operand one plane of 64 x 64 where their columns alternate. Those
+are neighbours in one thread's registers, so that `paired` and `unpaired` move nothing.
 """
 
 # Triton's decorators carry no types.
@@ -94,6 +98,76 @@ def contain(x: tl.tensor, scale: tl.tensor, REPEAT: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
+def paired(real: tl.tensor, imag: tl.tensor) -> tl.tensor:
+    """The columns of two (64, 32) in turn, (64, 64)."""
+    return tl.reshape(tl.join(real, imag), (SIDE, SIDE))
+
+
+@triton.jit
+def unpaired(x: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    return tl.split(tl.reshape(x, (SIDE, SIDE // 2, 2)))
+
+
+@triton.jit
+def magnitudes(
+    real: tl.tensor, imag: tl.tensor, REPEAT: tl.constexpr, HALF: tl.constexpr
+) -> tl.tensor:
+    """`magnitude` of a spectrum, (64, 64)."""
+    if HALF:
+        size = magnitude(paired(real, imag), REPEAT)
+    else:
+        size = tl.maximum(magnitude(real, REPEAT), magnitude(imag, REPEAT))
+    return size
+
+
+@triton.jit
+def scaled(
+    real: tl.tensor, imag: tl.tensor, factor: tl.tensor, HALF: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
+    """A spectrum times the ``factor`` (1, 64) of each sequence."""
+    if HALF:
+        real, imag = unpaired(paired(real, imag) * factor)
+    else:
+        real, imag = real * factor, imag * factor
+    return real, imag
+
+
+@triton.jit
+def load_spectrum(
+    pointer: tl.tensor,
+    plane: tl.tensor,
+    at: tl.tensor,
+    mask: tl.tensor,
+    DTYPE: tl.constexpr,
+    HALF: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    other = None if mask is None else 0.0
+    if HALF:
+        real, imag = unpaired(tl.load(pointer + at, mask=mask, other=other).to(DTYPE))
+    else:
+        real = tl.load(pointer + at, mask=mask, other=other).to(DTYPE)
+        imag = tl.load(pointer + plane + at, mask=mask, other=other).to(DTYPE)
+    return real, imag
+
+
+@triton.jit
+def store_spectrum(
+    pointer: tl.tensor,
+    plane: tl.tensor,
+    at: tl.tensor,
+    real: tl.tensor,
+    imag: tl.tensor,
+    mask: tl.tensor,
+    HALF: tl.constexpr,
+) -> None:
+    if HALF:
+        round_store(pointer + at, paired(real, imag), mask)
+    else:
+        round_store(pointer + at, real, mask)
+        round_store(pointer + plane + at, imag, mask)
+
+
+@triton.jit
 def square(pointer: tl.tensor) -> tl.tensor:
     i, j = tl.arange(0, SIDE)[:, None], tl.arange(0, SIDE)[None, :]
     return tl.load(pointer + i * SIDE + j)
@@ -101,7 +175,8 @@ def square(pointer: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def matrices(consts: tl.tensor) -> tuple[tl.tensor, ...]:
-    """F1, F2 and the twiddle factors, each as its real and its imaginary part."""
+    """F1, F2 and the twiddle factors, each as its real and its imaginary part; of a band, F2's
+    columns as those that what it multiplies has the real and the imaginary part of."""
     step = SIDE * SIDE
     return (
         square(consts),
@@ -115,57 +190,67 @@ def matrices(consts: tl.tensor) -> tuple[tl.tensor, ...]:
 
 @triton.jit
 def _finish_transform(
-    x_real: tl.tensor, x_imag: tl.tensor, m: tl.tuple
+    x_real: tl.tensor, x_imag: tl.tensor, m: tl.tuple, HALF: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
     """(x T) F2, T elementwise."""
     _f1_real, _f1_imag, f_real, f_imag, t_real, t_imag = m
     x_real, x_imag = x_real.to(tl.float16), x_imag.to(tl.float16)
     real = x_real * t_real - x_imag * t_imag
     imag = x_real * t_imag + x_imag * t_real
-    y_real = dot_add(-imag, f_imag, dot(real, f_real))
-    return y_real, dot_add(imag, f_real, dot(real, f_imag))
+    if HALF:
+        y_real, y_imag = unpaired(dot_add(imag, f_imag, dot(real, f_real)))
+    else:
+        y_real = dot_add(-imag, f_imag, dot(real, f_real))
+        y_imag = dot_add(imag, f_real, dot(real, f_imag))
+    return y_real, y_imag
 
 
 @triton.jit
-def transform(x: tl.tensor, m: tl.tuple) -> tuple[tl.tensor, tl.tensor]:
+def transform(x: tl.tensor, m: tl.tuple, HALF: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
     """Spectrum of a real float16 tile, float32."""
-    return _finish_transform(dot(m[0], x), dot(m[1], x), m)
+    return _finish_transform(dot(m[0], x), dot(m[1], x), m, HALF)
 
 
 @triton.jit
 def transform_complex(
-    x_real: tl.tensor, x_imag: tl.tensor, m: tl.tuple
+    x_real: tl.tensor, x_imag: tl.tensor, m: tl.tuple, HALF: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
     """Spectrum of a complex float16 tile, float32."""
     real = dot_add(m[1], -x_imag, dot(m[0], x_real))
     imag = dot_add(m[1], x_real, dot(m[0], x_imag))
-    return _finish_transform(real, imag, m)
+    return _finish_transform(real, imag, m, HALF)
 
 
 @triton.jit
 def _start_inverse(
-    x_real: tl.tensor, x_imag: tl.tensor, m: tl.tuple
+    x_real: tl.tensor, x_imag: tl.tensor, m: tl.tuple, HALF: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
     """(x conj(F2)) conj(T), T elementwise, in float16."""
     _f1_real, _f1_imag, f_real, f_imag, t_real, t_imag = m
     x_real, x_imag = x_real.to(tl.float16), x_imag.to(tl.float16)
-    real = dot_add(x_imag, f_imag, dot(x_real, f_real))
-    imag = dot_add(-x_real, f_imag, dot(x_imag, f_real))
+    if HALF:
+        x = paired(x_real, x_imag)
+        real, imag = dot(x, tl.trans(f_real)), dot(x, tl.trans(f_imag))
+    else:
+        real = dot_add(x_imag, f_imag, dot(x_real, f_real))
+        imag = dot_add(-x_real, f_imag, dot(x_imag, f_real))
     real, imag = real.to(tl.float16), imag.to(tl.float16)
     return real * t_real + imag * t_imag, imag * t_real - real * t_imag
 
 
 @triton.jit
-def invert_real(x_real: tl.tensor, x_imag: tl.tensor, m: tl.tuple) -> tl.tensor:
+def invert_real(x_real: tl.tensor, x_imag: tl.tensor, m: tl.tuple, HALF: tl.constexpr) -> tl.tensor:
     """Real part of the inverse transform, not scaled; float32."""
-    real, imag = _start_inverse(x_real, x_imag, m)
+    real, imag = _start_inverse(x_real, x_imag, m, HALF)
     return dot_add(tl.trans(m[1]), imag, dot(tl.trans(m[0]), real))
 
 
 @triton.jit
-def invert(x_real: tl.tensor, x_imag: tl.tensor, m: tl.tuple) -> tuple[tl.tensor, tl.tensor]:
+def invert(
+    x_real: tl.tensor, x_imag: tl.tensor, m: tl.tuple, HALF: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
     """Inverse transform, not scaled; float32."""
-    real, imag = _start_inverse(x_real, x_imag, m)
+    real, imag = _start_inverse(x_real, x_imag, m, HALF)
     f_real, f_imag = tl.trans(m[0]), tl.trans(m[1])
     y_real = dot_add(f_imag, imag, dot(f_real, real))
     return y_real, dot_add(f_imag, -real, dot(f_real, imag))

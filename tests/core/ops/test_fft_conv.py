@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fft_conv_cases import OPTIONS, Case, check, check_band
+from fft_conv_cases import OPTIONS, Case, check, check_band, every_option
 from tolerances import RMS_LIMIT
 from torch import Tensor
 
@@ -193,7 +193,7 @@ def test_gradients_of_a_band(length: int) -> None:
 @pytest.mark.parametrize("length", [300, 4096, 70_000])
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64], ids=str)
 def test_precision_of_a_band(dtype: torch.dtype, length: int, band: float) -> None:
-    check_band(length, band, dtype)
+    check_band(every_option(length), band, dtype)
 
 
 def test_only_inputs_are_kept() -> None:
@@ -230,7 +230,7 @@ def test_registration(case: Case) -> None:
     zero = 0 if reverse is None else reverse.shape[1] - 1
     arguments = [tensors["u"], h, *(tensors[x] for x in ("skip", "pre_gate", "post_gate"))]
     arguments = [x.requires_grad_() for x in arguments]
-    torch.library.opcheck(torch.ops.longspan.fft_conv, (*arguments, zero, case.circular))
+    torch.library.opcheck(torch.ops.longspan.fft_conv, (*arguments, zero, case.circular, 1.0))
     detached = [x.detach() for x in arguments]
     torch.library.opcheck(
         torch.ops.longspan.fft_conv_backward,
@@ -239,6 +239,7 @@ def test_registration(case: Case) -> None:
             *detached,
             zero,
             case.circular,
+            1.0,
             [True, True, False, True, True],
         ),
     )

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from fft_conv_cases import OPTIONS, Case, check, check_band, check_spoiled_rows
+from fft_conv_cases import (
+    OPTIONS,
+    Case,
+    check,
+    check_band,
+    check_spoiled_rows,
+    every_option,
+    values_and_gradients,
+)
 from tolerances import RMS_LIMIT
 from torch import Tensor
 
@@ -72,13 +81,16 @@ def test_strided_inputs(length: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # raised inside inductor
-def test_compile() -> None:
+@pytest.mark.parametrize("band", [1.0, 0.5])
+def test_compile(band: float) -> None:
     case = Case(length=300, skip=True, pre_gate=True, reverse_taps=300)
     inputs = case.inputs(torch.bfloat16, "cuda")
     leaves = {name: x.requires_grad_() for name, x in inputs.items()}
     compiled = torch.compile(fft_conv, fullgraph=True)
     gradients = [
-        torch.autograd.grad(function(**leaves).float().square().sum(), list(leaves.values()))
+        torch.autograd.grad(
+            function(**leaves, band=band).float().square().sum(), list(leaves.values())
+        )
         for function in (fft_conv, compiled)
     ]
     for expected, got in zip(*gradients, strict=True):
@@ -86,16 +98,33 @@ def test_compile() -> None:
 
 
 @pytest.mark.parametrize("band", [0.5, 0.25])
-@pytest.mark.parametrize("length", [300, 4096, 70_000])
+@pytest.mark.parametrize("length", [1, 300, 1000, 2000, 4096, 5000, 20_000, 70_000, 300_000])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.usefixtures("nan_filled")
 def test_a_band_of_frequencies(length: int, band: float, dtype: torch.dtype) -> None:
-    check_band(length, band, dtype, "cuda")
+    check_band(every_option(length), band, dtype, "cuda")
+    check_band(Case(length=length, taps=max(1, length // 3)), band, dtype, "cuda")
 
 
+@pytest.mark.parametrize("length", [300, 2000, 4096, 5000, 70_000])
+def test_a_band_launched_many_times(length: int) -> None:
+    """Many tiles a program, and the same numbers at each launch: nothing is read that was not
+    written."""
+    case = every_option(length, batch=max(2, 400_000 // length), channels=32)
+    check_band(case, 0.5, torch.bfloat16, "cuda")
+    tensors = case.inputs(torch.bfloat16, "cuda")
+    dy = torch.randn_like(tensors["u"])
+    function = partial(fft_conv, band=0.5)
+    first = values_and_gradients(function, tensors, dy, circular=False)
+    for _ in range(30):
+        again = values_and_gradients(function, tensors, dy, circular=False)
+        assert all(torch.equal(again[name], first[name]) for name in first)
+
+
+@pytest.mark.parametrize("band", [1.0, 0.5, 0.25])
 @pytest.mark.parametrize("length", [50, 300, 2000, 4096, 20_000, 70_000])
-def test_a_spoiled_row_spoils_no_other(length: int) -> None:
-    case = Case(5, 7, length, reverse_taps=length, skip=True, pre_gate=True, post_gate=True)
-    check_spoiled_rows(case, "cuda")
+def test_a_spoiled_row_spoils_no_other(length: int, band: float) -> None:
+    check_spoiled_rows(every_option(length, batch=5, channels=7), "cuda", band=band)
 
 
 def ratio(got: Tensor, expected: Tensor) -> float:

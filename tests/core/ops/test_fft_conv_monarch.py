@@ -7,7 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from fft_conv_cases import Case, check, check_band, check_spoiled_rows
+from fft_conv_cases import Case, check, check_band, check_spoiled_rows, every_option
 from tolerances import RMS_LIMIT
 from torch import Tensor
 
@@ -16,7 +16,16 @@ from core.ops.fft_conv import fft_conv, fft_conv_reference
 pytest.importorskip("triton")
 
 from core.ops.fft_conv import long, monarch, short
-from core.ops.fft_conv.plan import TILE, WINDOW_TAPS, Windows, outer_constants, plan, tile_of
+from core.ops.fft_conv.plan import (
+    TILE,
+    WINDOW_TAPS,
+    Windows,
+    gain_of,
+    outer_constants,
+    plan,
+    tile_constants,
+    tile_of,
+)
 
 BF16 = torch.bfloat16
 ALL = Case(skip=True, pre_gate=True, post_gate=True)
@@ -56,6 +65,36 @@ def test_every_lag_lies_within_a_transform(length: int, share: float) -> None:
         assert how.n1 % how.tile.repeat == 0
 
 
+@pytest.mark.parametrize("band", [0.5, 0.25])
+@pytest.mark.parametrize("length", [1, 200, 4096, 4097, 20_000, 2**20])
+@pytest.mark.parametrize("taps", [1, 200])
+def test_a_band_is_of_the_whole_sequence(length: int, band: float, taps: int) -> None:
+    """Never of windows, and no tile holds fewer columns than a band has ends."""
+    how = plan(length, min(taps, length), 0, band)
+    assert how.tile.band == band
+    assert how.tile.cols * band >= 2
+    if isinstance(how, Windows):
+        assert how.count == 1
+        assert how.tile.size >= length
+    else:
+        assert how.n1 * how.n2 >= length
+
+
+@pytest.mark.parametrize("size", [256, 512, 4096])
+def test_kept_columns_of_the_second_matrix(size: int) -> None:
+    """Its two planes are what multiplies the real and the imaginary part, columns in pairs."""
+    tile = tile_of(size, 0.5)
+    first, second = tile_constants(tile, 0.25, torch.device("cpu"))[2:4].double()
+    n, low = torch.arange(tile.cols, dtype=torch.float64), tile.cols // 4
+    kept = torch.cat([n[-low:], n[:low]])  # the frequencies from -1/4 to 1/4 of a cycle a step
+    turns = -2 * torch.pi * n[:, None] * kept / tile.cols
+    real, imag = turns.cos(), turns.sin()
+    for plane, (even, odd) in ((first, (real, imag)), (second, (-imag, real))):
+        block = torch.stack([even, odd], 2).flatten(1) * gain_of(tile.cols)
+        expected = torch.block_diag(*[block] * tile.repeat)
+        torch.testing.assert_close(plane, expected, rtol=0, atol=3e-4)
+
+
 def test_twiddle_factors_of_long_lines() -> None:
     """The product of the two tables is the factor of n2 = 64 i + j."""
     outer = outer_constants(32, 4096, torch.device("cpu"))
@@ -91,15 +130,31 @@ def test_bfloat16_is_computed_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("length", [300, 5000])
-def test_a_band_takes_the_kernels_with_the_filter_it_leaves(
-    length: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_band_takes_the_filter_as_it_is(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the filter that the band leaves, the kernels for all frequencies pass as well."""
     spies = [Mock(wraps=monarch.forward), Mock(wraps=monarch.backward)]
     for name, spy in zip(("forward", "backward"), spies, strict=True):
         monkeypatch.setattr(monarch, name, spy)
+    u = torch.randn(1, 1, length).to(BF16).requires_grad_()
     for band in (0.5, 0.25):
-        check_band(length, band, BF16)
-    assert [spy.call_count for spy in spies] == [2, 2]
+        fft_conv(u, torch.randn(1, 100), band=band).sum().backward()
+    for spy, before in zip(spies, (1, 2), strict=True):  # u, or dy and u
+        assert [call.args[before].shape for call in spy.call_args_list] == [(1, 100)] * 2
+        assert [call.args[before + 5] for call in spy.call_args_list] == [0.5, 0.25]
+
+
+@pytest.mark.parametrize("length", [300, 5000])
+def test_a_band_is_a_plane_of_the_spectrum(length: int) -> None:
+    """Half of the numbers, and nothing of them outside a quarter."""
+    h = torch.randn(2, length)
+    for band, kept in ((0.5, 1.0), (0.25, 0.5)):
+        how = plan(length, length, 0, band)
+        if isinstance(how, Windows):
+            spectrum, _ = short._spectrum(h, 0, how.tile)
+        else:
+            spectrum, _ = long._spectrum(long._filters(h, 0), slice(0, 2), how)
+        assert len(spectrum) == 1
+        assert spectrum.count_nonzero() == pytest.approx(kept * spectrum.numel(), rel=0.01)
 
 
 # ---- against the definition in float64
@@ -134,6 +189,23 @@ def test_lines_that_fill_a_tile_and_chunks_of_channels(monkeypatch: pytest.Monke
     check(Case(length=40_000, channels=2, batch=1), BF16)
 
 
+@pytest.mark.parametrize("band", [0.5, 0.25])
+@pytest.mark.parametrize("length", [1, 100, 300, 1000, 2000, 4096])
+@pytest.mark.usefixtures("nan_filled")
+def test_a_band_in_one_pass(length: int, band: float) -> None:
+    check_band(every_option(length, batch=3, channels=5), band, BF16)
+    check_band(Case(length=length), band, BF16)
+
+
+@pytest.mark.parametrize("band", [0.5, 0.25])
+@pytest.mark.usefixtures("nan_filled")
+def test_a_band_in_three_passes(band: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(long, "CHUNK", 65_536)
+    check_band(every_option(5000, batch=1), band, BF16)
+    check_band(Case(length=6001, taps=100, reverse_taps=7, channels=1), band, BF16)
+    check_band(Case(batch=1, channels=2, length=40_000), band, BF16)
+
+
 @pytest.mark.parametrize("length", [200, 5000])
 def test_any_magnitude(length: int) -> None:
     """Rows, channels and filters of very different sizes keep their precision."""
@@ -162,11 +234,12 @@ def test_zero_rows_and_a_unit_filter(length: int) -> None:
     assert not fft_conv(u, torch.zeros_like(k)).any()
 
 
-def test_rows_of_one_tile_do_not_touch_each_other() -> None:
+@pytest.mark.parametrize("band", [1.0, 0.5, 0.25])
+def test_rows_of_one_tile_do_not_touch_each_other(band: float) -> None:
     u, k = torch.randn(3, 2, 500).to(BF16), torch.randn(2, 500)
-    once = fft_conv(u, k)
+    once = fft_conv(u, k, band=band)
     u[0] *= 1e20
-    assert torch.equal(fft_conv(u, k)[1:], once[1:])
+    assert torch.equal(fft_conv(u, k, band=band)[1:], once[1:])
 
 
 def test_a_line_of_zeros_does_not_hide_the_others() -> None:
@@ -190,17 +263,17 @@ def test_filters_cut_from_longer_ones(length: int) -> None:
     assert ratio(gradient, torch.autograd.grad(z, whole, u.double())[0]) <= RMS_LIMIT[BF16]
 
 
-@pytest.mark.parametrize("length", [90, 5000])
-def test_only_the_wanted_gradients(length: int) -> None:
+@pytest.mark.parametrize(("length", "band"), [(90, 1.0), (5000, 1.0), (90, 0.5)])
+def test_only_the_wanted_gradients(length: int, band: float) -> None:
     case = replace(ALL, length=length, channels=1, reverse_taps=length)
     tensors = case.inputs(BF16)
     dy = torch.randn_like(tensors["u"])
     leaves = {name: x.double().requires_grad_() for name, x in tensors.items()}
-    y = fft_conv_reference(**leaves)
+    y = fft_conv_reference(**leaves, band=band)
     expected = dict(zip(leaves, torch.autograd.grad(y, list(leaves.values()), dy), strict=True))
     for name in tensors if length == 90 else ("u", "post_gate"):
         some = {k: v.detach().requires_grad_(k == name) for k, v in tensors.items()}
-        fft_conv(**some).backward(dy)
+        fft_conv(**some, band=band).backward(dy)
         grad = some[name].grad
         assert grad is not None
         assert ratio(grad, expected[name]) <= RMS_LIMIT[BF16]
@@ -226,6 +299,25 @@ def test_many_windows_share_a_channel(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program takes several tiles of a channel, the last one in part."""
     monkeypatch.setattr(short, "MANY", 1)
     check(Case(batch=70, channels=2, length=600), BF16)
+    check_band(Case(batch=70, channels=2, length=600), 0.5, BF16)
+
+
+# opcheck looks at .grad of tensors that hold none, and hides the warning only where it is no error
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_a_band_in_the_registered_op() -> None:
+    """Known to the op, its shapes without data and its backward pass, and to a compiled graph."""
+    tensors = every_option(60).inputs(BF16)
+    h = torch.cat([tensors["reverse_k"], tensors["k"]], 1)
+    arguments = [tensors["u"], h, *(tensors[x] for x in ("skip", "pre_gate", "post_gate"))]
+    arguments = [x.requires_grad_() for x in arguments]
+    torch.library.opcheck(torch.ops.longspan.fft_conv, (*arguments, 59, False, 0.5))
+    leaves = {name: x.requires_grad_() for name, x in tensors.items()}
+    compiled = torch.compile(fft_conv, fullgraph=True, backend="aot_eager")
+    got, expected = (
+        torch.autograd.grad(f(**leaves, band=0.5).float().square().sum(), list(leaves.values()))
+        for f in (compiled, fft_conv)
+    )
+    torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.usefixtures("nan_filled")
@@ -235,7 +327,9 @@ def test_a_filters_gradient_over_many_tiles(sums: int, monkeypatch: pytest.Monke
     monkeypatch.setattr(short, "SUMS", sums)
     for length in (200, 4000):
         batch = 3 if length > 2048 else 40
-        check(replace(ALL, batch=batch, channels=2, length=length, reverse_taps=length), BF16)
+        case = replace(ALL, batch=batch, channels=2, length=length, reverse_taps=length)
+        check(case, BF16)
+        check_band(case, 0.5, BF16)
 
 
 # ---- a number that is not finite
@@ -245,18 +339,20 @@ warned = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # by NumPy, in th
 
 @warned
 @pytest.mark.parametrize(
-    ("case", "history"),
+    ("case", "history", "band"),
     [
-        pytest.param(Case(3, 5, 50, reverse_taps=50), 0, id="64 a tile"),
-        pytest.param(Case(3, 3, 300, taps=299), 0, id="8 a tile"),
-        pytest.param(Case(3, 3, 2000, reverse_taps=999), 0, id="2 a tile"),
-        pytest.param(Case(3, 3, 200, taps=350), 200, id="history"),
-        pytest.param(Case(2, 2, 4096), 0, id="one a tile"),
+        pytest.param(Case(3, 5, 50, reverse_taps=50), 0, 1.0, id="64 a tile"),
+        pytest.param(Case(3, 3, 300, taps=299), 0, 1.0, id="8 a tile"),
+        pytest.param(Case(3, 3, 2000, reverse_taps=999), 0, 1.0, id="2 a tile"),
+        pytest.param(Case(3, 3, 200, taps=350), 200, 1.0, id="history"),
+        pytest.param(Case(2, 2, 4096), 0, 1.0, id="one a tile"),
+        pytest.param(Case(3, 5, 50, reverse_taps=50), 0, 0.5, id="a band, 16 a tile"),
+        pytest.param(Case(3, 3, 300, reverse_taps=300), 0, 0.25, id="a band, 8 a tile"),
     ],
 )
-def test_a_spoiled_row_spoils_no_other(case: Case, history: int) -> None:
+def test_a_spoiled_row_spoils_no_other(case: Case, history: int, band: float) -> None:
     case = replace(case, skip=True, pre_gate=True, post_gate=True)
-    check_spoiled_rows(case, history=history)
+    check_spoiled_rows(case, history=history, band=band)
 
 
 @warned
@@ -266,15 +362,16 @@ def test_a_spoiled_row_without_gates() -> None:
 
 @warned
 @pytest.mark.parametrize(
-    "case",
+    ("case", "band"),
     [
-        pytest.param(Case(2, 2, 5000, taps=100, reverse_taps=50), id="windows"),
-        pytest.param(Case(2, 2, 5000, reverse_taps=5000), id="three passes"),
+        pytest.param(Case(2, 2, 5000, taps=100, reverse_taps=50), 1.0, id="windows"),
+        pytest.param(Case(2, 2, 5000, reverse_taps=5000), 1.0, id="three passes"),
+        pytest.param(Case(2, 2, 5000), 0.5, id="a band, three passes"),
     ],
 )
-def test_a_spoiled_long_row_spoils_no_other(case: Case) -> None:
+def test_a_spoiled_long_row_spoils_no_other(case: Case, band: float) -> None:
     case = replace(case, skip=True, pre_gate=True, post_gate=True)
-    check_spoiled_rows(case, spoiled=("u", "k", "dy"))
+    check_spoiled_rows(case, band=band, spoiled=("u", "k", "dy"))
 
 
 @warned
