@@ -188,7 +188,8 @@ class TemporalFusionTransformer(_DirectForecaster):
     Known inputs are the calendar features and the place in the window. The library's attention lets
     a forecast step see the look-back and earlier forecast steps, but not itself. ``outputs`` above
     1 gives as many numbers for each value, in a last axis: the paper's quantiles, or, without
-    ``normalise``, the parameters of a distribution.
+    ``normalise``, the parameters of a distribution. The library's interpolations over features are
+    computed as products.
 
     Raises ValueError for a size below 1 and for more heads than ``hidden_size``.
     """
@@ -233,6 +234,35 @@ class TemporalFusionTransformer(_DirectForecaster):
             dropout=dropout,
             mask_bias=-torch.inf,  # the library's -1e9 is no number in float16
         )
+        _interpolate_by_products(self.network)
+
+
+class _Interpolation(nn.Module):
+    """Linear interpolation of the last axis at ``size`` places from end to end, as a product.
+
+    PyTorch's kernel on GPUs takes ``size`` threads in all, each of which walks over every row; here
+    a row is a step of a channel of a window.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        units = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)[:, None]
+        return x @ F.interpolate(units, self.size, mode="linear", align_corners=True)[:, 0]
+
+
+def _interpolate_by_products(network: nn.Module) -> None:
+    """The library's interpolations in ``network``, which have no weights, as products."""
+    from pytorch_forecasting.models.temporal_fusion_transformer.sub_modules import (
+        TimeDistributedInterpolation,
+    )
+
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, TimeDistributedInterpolation) and not child.trainable:
+                setattr(module, name, _Interpolation(child.output_size))
 
 
 class DeepAR(_LibraryForecaster):

@@ -6,6 +6,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +32,13 @@ class StatisticalForecaster(nn.Module):
     its place; ``failures`` counts these. A season longer than the look-back is naive with season 1.
 
     ``processes`` above 1 fit that many rows at a time, in processes that start with the first
-    forecast and take seconds to. Raises ValueError for a size below 1 and for an unknown method.
+    forecast and take seconds to.
+
+    ``cache`` names a folder that keeps every fit (joblib's ``Memory``: pickles of 4 to 10 kB each,
+    so let nobody else write there). A fit depends on the look-back alone: other horizons, and a
+    call that was stopped, go on with what is there.
+
+    Raises ValueError for a size below 1, an unknown method, and a folder that cannot be made.
     """
 
     def __init__(
@@ -41,6 +48,7 @@ class StatisticalForecaster(nn.Module):
         horizon: int = 0,
         season: int = 0,
         processes: int = 1,
+        cache: str | None = None,
     ) -> None:
         super().__init__()
         check_sizes(lookback=lookback, horizon=horizon, season=season, processes=processes)
@@ -56,26 +64,27 @@ class StatisticalForecaster(nn.Module):
         if method not in models:
             raise ValueError(f"method is {method!r}; give one of {', '.join(models)}")
         self.model = models[method]
+        self.fit = _fit if cache is None else _kept(cache)
         self.horizon, self.processes = horizon, processes
         self.failures = 0
 
     @torch.no_grad()
     def forward(self, past: Tensor, past_time: Tensor, future_time: Tensor) -> Tensor:
         """(batch, horizon, channels) from ``past`` (batch, lookback, channels)."""
-        rows = past.transpose(1, 2).flatten(0, 1).double().cpu().numpy()
+        rows = past.transpose(1, 2).flatten(0, 1).double().cpu().contiguous().numpy()
         found = torch.from_numpy(np.stack(list(self._forecasts(rows)))).to(past)
         return found.unflatten(0, (-1, past.shape[2])).transpose(1, 2)
 
     def _forecasts(self, rows: Row) -> Iterator[Row]:
         """(horizon,) of each row of ``rows`` (rows, lookback), in their order."""
-        fits = [partial(self.model.forecast, y=row, h=self.horizon) for row in rows]
-        jobs: Sequence[Callable[[], Any]] = fits
+        jobs: Sequence[Callable[[], Row]]
+        jobs = [partial(_forecast, self.fit, self.model, row, self.horizon) for row in rows]
         if self.processes > 1:
-            jobs = [_pool(self.processes).submit(fit).result for fit in fits]
+            jobs = [_pool(self.processes).submit(job).result for job in jobs]
         for job, row in zip(jobs, rows, strict=True):
             try:
                 with np.errstate(**_QUIET):
-                    mean = job()["mean"]
+                    mean = job()
             except BrokenExecutor:  # a process was killed: no fault of the fit
                 raise
             except Exception:  # the library raises whatever its arithmetic does
@@ -84,6 +93,29 @@ class StatisticalForecaster(nn.Module):
                 self.failures += 1
                 mean = self.naive.forecast(y=row, h=self.horizon)["mean"]
             yield mean
+
+
+def _fit(model: Any, row: Row) -> Any:
+    """The library's ``model`` fitted to ``row`` (lookback,); ``model`` itself stays as it is."""
+    return model.new().fit(row)
+
+
+def _kept(folder: str) -> Callable[[Any, Row], Any]:
+    """``_fit``, whose results stay in ``folder``, another one for each version of the library."""
+    import statsforecast
+    from joblib import Memory
+
+    place = Path(folder) / f"statsforecast-{statsforecast.__version__}"
+    try:
+        return Memory(place, compress=3, verbose=0).cache(_fit)
+    except OSError as error:
+        raise ValueError(f"cache {folder}: {error}; name a folder to write to") from None
+
+
+def _forecast(fit: Callable[[Any, Row], Any], model: Any, row: Row, horizon: int) -> Row:
+    """(horizon,) after ``row`` (lookback,)."""
+    mean: Row = fit(model, row).predict(h=horizon)["mean"]
+    return mean
 
 
 @cache

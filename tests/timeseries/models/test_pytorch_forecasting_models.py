@@ -16,6 +16,9 @@ import pytorch_forecasting
 import torch
 from pytorch_forecasting import TimeSeriesDataSet
 from pytorch_forecasting.metrics import MAE, NormalDistributionLoss, QuantileLoss
+from pytorch_forecasting.models.temporal_fusion_transformer.sub_modules import (
+    TimeDistributedInterpolation,
+)
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
@@ -168,6 +171,19 @@ def test_quantiles_equal_the_library(kind: type[Forecaster]) -> None:
     found = ours(*known(windows()))
     assert found.shape == (WINDOWS, HORIZON, CHANNELS, 3)
     assert_close(found, as_ours(theirs(x)["prediction"]), atol=ATOL, rtol=1e-6)
+
+
+@LIBRARY
+def test_gradients_of_interpolations_by_products_equal_the_library() -> None:
+    """Which interpolates by PyTorch's kernel: slow, and with atomic additions, on a GPU."""
+    ours, theirs, x, (y, _) = library_pair(TemporalFusionTransformer)
+    (as_ours(theirs(x)["prediction"][..., 0]) - as_ours(y)).square().mean().backward()
+    (ours(*known(windows())) - windows()["future"]).square().mean().backward()
+    expected = dict(theirs.named_parameters())
+    assert any(isinstance(m, TimeDistributedInterpolation) for m in theirs.modules())
+    assert not any(isinstance(m, TimeDistributedInterpolation) for m in ours.modules())
+    for name, parameter in ours.network.named_parameters():
+        assert_close(parameter.grad, expected[name].grad, atol=1e-5, rtol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("samples", [0, 5])

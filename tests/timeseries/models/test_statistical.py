@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,19 +95,69 @@ def test_a_forecast_that_is_not_finite_is_naive(monkeypatch: pytest.MonkeyPatch)
     batch = windows()
     model = build("auto_theta")
     whole = model(*batch)
-    own, broken = model.model.forecast, batch[0][0, -1, 1].item()
+    own, broken = model.fit, batch[0][0, -1, 1].item()
 
-    def forecast(y: Any, h: int) -> Any:
-        found = own(y=y, h=h)["mean"]
-        return {"mean": np.where(np.arange(h) == 3, np.inf, found) if y[-1] == broken else found}
+    def fit(library: Any, row: Any) -> Any:
+        fitted = own(library, row)
+        if row[-1] == broken:
+            mean = np.where(np.arange(HORIZON) == 3, np.inf, fitted.predict(h=HORIZON)["mean"])
+            fitted.predict = lambda h: {"mean": mean}
+        return fitted
 
-    monkeypatch.setattr(model.model, "forecast", forecast)
+    monkeypatch.setattr(model, "fit", fit)
     found = model(*batch)
     naive = batch[0][0, -SEASON:, 1][torch.arange(HORIZON) % SEASON]
     assert torch.equal(found[0, :, 1], naive)
     assert torch.equal(found[..., 0], whole[..., 0])
     assert torch.equal(found[1], whole[1])
     assert model.failures == 1
+
+
+@pytest.mark.parametrize("method", LIBRARY)
+def test_other_horizons_share_the_fits_kept(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64, and the library's own forecast of the shorter horizon."""
+    past, past_time, future_time = windows()
+    batch = past.double(), past_time.double(), future_time.double()
+    long = build(method, horizon=3 * HORIZON, cache=str(tmp_path))(*batch)
+    monkeypatch.setattr(type(LIBRARY[method]), "fit", None)
+    model = build(method, cache=str(tmp_path))
+    short = model(*batch)
+    assert model.failures == 0
+    assert torch.allclose(short, long[:, :HORIZON], rtol=0, atol=1e-13)
+    monkeypatch.undo()
+    assert torch.allclose(short, by_table(LIBRARY[method], batch[0]), rtol=0, atol=1e-13)
+
+
+def test_what_is_kept_is_not_fitted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    past, *times = windows()
+    build("auto_theta", cache=str(tmp_path))(past[:1], *times)
+    own, fitted = AutoTheta.fit, []
+
+    def fit(self: AutoTheta, y: Any) -> AutoTheta:
+        fitted.append(y)
+        return own(self, y)
+
+    monkeypatch.setattr(AutoTheta, "fit", fit)
+    found = build("auto_theta", cache=str(tmp_path))(past, *times)
+    assert np.array_equal(np.stack(fitted), past[1].T.double().numpy())
+    assert torch.equal(found, build("auto_theta")(past, *times))
+
+
+def test_another_season_has_fits_of_its_own(tmp_path: Path) -> None:
+    batch = windows()
+    first = build("auto_theta", cache=str(tmp_path))(*batch)
+    found = build("auto_theta", cache=str(tmp_path), season=4)(*batch)
+    assert torch.equal(found, build("auto_theta", season=4)(*batch))
+    assert not torch.equal(found, first)
+
+
+def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ValueError, match=r"cache .*file: .*; name a folder to write to"):
+        build("auto_theta", cache=str(file))
 
 
 def test_a_season_longer_than_the_look_back() -> None:
@@ -150,9 +201,16 @@ def test_a_killed_process_is_no_failed_fit(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.slow
-def test_processes() -> None:
+def test_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = windows()
-    assert torch.equal(build("auto_theta", processes=2)(*batch), build("auto_theta")(*batch))
+    whole = build("auto_theta")(*batch)
+    assert torch.equal(build("auto_theta", processes=2)(*batch), whole)
+    assert torch.equal(build("auto_theta", processes=2, cache=str(tmp_path))(*batch), whole)
+    with monkeypatch.context() as patched:
+        patched.setattr(AutoTheta, "fit", None)
+        kept = build("auto_theta", cache=str(tmp_path))
+        assert torch.equal(kept(*batch), whole)
+    assert kept.failures == 0
     tiny = build("auto_ets", lookback=6, processes=2)
     tiny(*windows(lookback=6))
     assert tiny.failures == 2 * CHANNELS
