@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from core.backbone import MLP
@@ -27,7 +26,7 @@ def mixing_step(
     along the last one. (..., dim) -> the same.
 
     gated(y) is y * softmax(gate(y)), or y without a gate. ``mlp`` has the exact GELU. Takes the
-    layers' weights, so hooks on them are not called. Gradients can't be differentiated again.
+    layers' weights, so hooks on them are not called. Raises RuntimeError for second derivatives.
     """
     rates = (mlp.dropout.p, dropout.p)
     layers = [norm, mlp.fc1, mlp.fc2] + ([] if gate is None else [gate])
@@ -36,9 +35,6 @@ def mixing_step(
 
 
 class _MixingStep(torch.autograd.Function):
-    # Under autocast products give another type than the norm's and the weights'; the backward pass
-    # runs without it, so casts stand there.
-
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, axis: int, eps: float, rates: tuple[float, float], *weights: Tensor
@@ -59,11 +55,14 @@ class _MixingStep(torch.autograd.Function):
         return x + y.view(normed.shape).transpose(axis, -1)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("PatchTSMixer in training has no second derivatives; call eval()")
         x, hidden, kept_hidden, kept, scale, shift, weight1, weight2, *gate = ctx.saved_tensors
         axis, eps, rates = ctx.settings
         kind, size = hidden.dtype, x.shape[-1:]
+        if kind != x.dtype:  # autocast, which the backward pass runs without
+            weight1, weight2 = weight1.to(kind), weight2.to(kind)
         grad = grad_out.transpose(axis, -1)
         shape = grad.shape
         grad = grad.flatten(0, -2)
@@ -77,12 +76,12 @@ class _MixingStep(torch.autograd.Function):
         grad = _drop_again(grad.to(kind), kept, rates[1])
         to_weight2 = grad.t() @ _drop_again(F.gelu(hidden), kept_hidden, rates[0])
         to_bias2 = grad.sum(0)
-        grad = _drop_again(grad @ weight2.to(kind), kept_hidden, rates[0])
+        grad = _drop_again(grad @ weight2, kept_hidden, rates[0])
         grad = aten.gelu_backward(grad, hidden)
         normed, mean, rstd = torch.native_layer_norm(x, size, scale, shift, eps)
         to_weight1 = grad.t() @ normed.transpose(axis, -1).flatten(0, -2).to(kind)
         to_bias1 = grad.sum(0)
-        grad = (grad @ weight1.to(kind)).view(shape).transpose(axis, -1).to(x.dtype)
+        grad = (grad @ weight1).view(shape).transpose(axis, -1).to(x.dtype)
         to_x, to_scale, to_shift = aten.native_layer_norm_backward(
             grad, x, size, mean, rstd, scale, shift, [True] * 3
         )
