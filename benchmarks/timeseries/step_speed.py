@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 CHANNELS, FEATURES, HORIZON, LABEL = 7, 4, 96, 48
 DROPOUT = 0.7
+MODELS = ("PatchTSMixer", "Informer", "Autoformer")
 Step = Callable[[], Tensor]
 
 
@@ -191,11 +192,12 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
     rows = []
-    for name in ("PatchTSMixer", "Informer", "Autoformer"):
+    for name in args.models:
         for lookback, batch in ((96, 32), (720, 8)):
             row = measure(name, lookback, batch, args.pairs, args.device)
             rows.append(row)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,34 @@ class Dropout(nn.Dropout):
         """Any shape -> the same."""
         if not self.training or self.p in (0, 1) or x.device.type != "cpu":
             return super().forward(x)
-        # uint8: a product with bool takes three times as long.
-        kept = torch.empty_like(x, dtype=torch.uint8).bernoulli_(1 - self.p)
-        return (x * kept).mul_(1 / (1 - self.p))
+        return _Dropout.apply(x, self.p)
+
+
+def drop(x: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+    """``x`` after dropout at a ``rate`` in (0, 1), and what of it was kept, a byte a number."""
+    if x.device.type != "cpu":
+        return torch.native_dropout(x, rate, True)
+    kept = torch.empty_like(x, dtype=torch.uint8).bernoulli_(1 - rate)
+    return drop_again(x, kept, rate), kept
+
+
+def drop_again(x: Tensor, kept: Tensor, rate: float) -> Tensor:
+    """``x`` after a dropout that kept ``kept``. Its gradient is the same of the gradient."""
+    if x.device.type != "cpu":
+        return torch.ops.aten.native_dropout_backward(x, kept, 1 / (1 - rate))
+    # A product of two types takes twenty times as long as one after a conversion.
+    return kept.to(x.dtype).mul_(x).mul_(1 / (1 - rate))
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rate: float) -> Tensor:
+        y, kept = drop(x, rate)
+        ctx.rate = rate
+        ctx.save_for_backward(kept)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (kept,) = ctx.saved_tensors
+        return drop_again(grad, kept, ctx.rate), None

@@ -98,6 +98,22 @@ def test_windows_are_as_many_as_published(tmp_path: Path, file: str) -> None:
         np.testing.assert_allclose(data.fitted.scales["table"].std, first.std(0))
 
 
+def test_a_longer_look_back_reaches_over_the_borders(tmp_path: Path) -> None:
+    """252 batches of 32 windows to train on and 2,785 of the test, as TSMixer's authors count them
+    at look-back 512 (granite-tsfm, patch_tsmixer_getting_started)."""
+    table = write(tmp_path, "ETTh1.csv")
+    words = [f"--data.init_args.folder={tmp_path}", "--data.init_args.protocol.lookback=512"]
+    data = data_module(str(PROTOCOLS / "etth.yaml"), words)
+    data.setup("fit")
+    train, val, test = (data.windows(split) for split in ("train", "val", "test"))
+    assert (-(-len(train) // 32), len(val), len(test)) == (252, 2_785, 2_785)
+    assert data.fitted is not None
+    of = data.fitted.scales["table"]
+    for windows, border in ((val, 8_640), (test, 11_520)):
+        wanted = table[ETT][border - 512 : border].to_numpy()
+        np.testing.assert_allclose(windows[0]["past"], (wanted - of.mean) / of.std, rtol=1e-4)
+
+
 def test_a_file_shorter_than_published_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "national_illness.csv").head(900).write_csv(tmp_path / "national_illness.csv")
     words = [f"--data.init_args.folder={tmp_path}"]

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from core.backbone import MLP, Dropout
 from core.mixers.attention import Attention
+from timeseries.models.mixing_step import mixing_step
 from timeseries.models.patches import patch_count, patches
 from timeseries.models.reconciliation import (
     ChannelReconciliation,
@@ -87,9 +88,15 @@ class AxisMixer(nn.Module):
                 dim, causal=False, heads=heads, rotary_base=None, bias=True, dropout=dropout
             )
             self.attention_norm = FeatureNorm(norm, dim)
+        # As mixing_step computes it, with a layer norm.
+        self.in_one = axis != _CHANNELS and not heads and dropout < 1
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, channels, patches, dim) -> the same."""
+        norm = self.norm.norm
+        if self.training and self.in_one and isinstance(norm, nn.LayerNorm):
+            gate = self.gate.linear if isinstance(self.gate, GatedAttention) else None
+            return mixing_step(x, self.axis, norm, self.mlp, self.dropout, gate)
         normed = self.norm(x)
         y = normed.transpose(self.axis, -1)
         if self.axis == _CHANNELS:

@@ -68,11 +68,17 @@ def test_forecast_and_loss_are_those_of_transformers(case: Any) -> None:
 
 @each_case
 def test_gradients_are_those_of_transformers(case: Any) -> None:
+    check_gradients(case)
+
+
+def check_gradients(case: tuple[int, int, int, dict[str, Any]]) -> None:
     lookback, horizon, channels, options = case
     ours, theirs = (model.train() for model in pair(case))
     past, future = window(4, lookback, channels), window(4, horizon, channels)
     our_past, their_past = past.clone().requires_grad_(), past.clone().requires_grad_()
+    torch.manual_seed(1)
     F.mse_loss(forecast(ours, our_past), future).backward()
+    torch.manual_seed(1)
     theirs(their_past, future_values=future).loss.backward()
     assert_close(our_past.grad, their_past.grad, atol=ATOL, rtol=1e-4)
     wanted = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
@@ -85,16 +91,19 @@ def test_gradients_are_those_of_transformers(case: Any) -> None:
         assert_close(got[name], gradient, atol=ATOL * max(1.0, largest), rtol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("mode", ["common_channel", "mix_channel"])
-def test_dropout_is_that_of_transformers(mode: str) -> None:
+def test_dropout_is_that_of_transformers(mode: str, gated: bool) -> None:
     """From the same state of the generator the same values drop, at the same places."""
-    case = (64, 16, 3, {"mode": mode, "dropout": 0.4, "head_dropout": 0.3})
+    options = {"mode": mode, "gated_attention": gated, "dropout": 0.4, "head_dropout": 0.3}
+    case = (64, 16, 3, options)
     ours, theirs = (model.train() for model in pair(case))
     past = window(4, 64, 3)
     torch.manual_seed(1)
     want = theirs(past).prediction_outputs
     torch.manual_seed(1)
     assert_close(forecast(ours, past), want, atol=ATOL, rtol=ATOL)
+    check_gradients(case)
 
 
 @each_case
