@@ -280,7 +280,8 @@ class RandomBlocks(Pattern):
         # A small integer hash (multiply, fold the high bits down), kept under 2**31 so that
         # products fit into int64.
         low = 0x7FFFFFFF
-        salt = (self.seed * 2654435761 & low) + (draw + 1) * (40503 * 65537)
+        # The mask keeps a compiler from taking the product of a draw, which is an index, in int32.
+        salt = (self.seed * 2654435761 & low) + (draw + 1 & low) * (40503 * 65537 & low)
         x = (block.to(torch.int64) * 1103515245 + salt) & low
         for factor in (73244475, 668265263):
             x = ((x ^ (x >> 15)) * factor) & low
