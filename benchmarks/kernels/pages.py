@@ -51,40 +51,73 @@ def floors(row: Row, name: str) -> str:
     return f"{row[f'{name}_ms'] / row[f'{name}_floor_ms']:.1f}"
 
 
+def beside(rows: dict[str, Row], name: str) -> tuple[Row, str]:
+    """The better of torch.fft (T) and FlashFFTConv (F) in a column."""
+    peers = {"T": rows["torch.fft"], "F": rows.get("FlashFFTConv")}
+    there = {mark: row for mark, row in peers.items() if row and row[name] is not None}
+    mark = min(there, key=lambda mark: there[mark][name])
+    return there[mark], mark
+
+
+def ratios(rows: dict[str, Row], name: str) -> str:
+    """Our time, the peer's, and how many times ours that is."""
+    us, (peer, mark) = rows[OURS], beside(rows, f"{name}_ms")
+    ratio = peer[f"{name}_ms"] / us[f"{name}_ms"]
+    return f"{ms(us, f'{name}_ms')}, {ms(peer, f'{name}_ms')} {mark}, {ratio:.2f}"
+
+
+def peaks(rows: dict[str, Row]) -> str:
+    peer, mark = beside(rows, "peak_mib")
+    return f"{ms(rows[OURS], 'peak_mib')}, {ms(peer, 'peak_mib')} {mark}"
+
+
 def conv(report: Report, gated: bool) -> str:
-    """Ours beside the better of torch.fft (T) and FlashFFTConv (F) in each column."""
     head = ["length", "batch x channels", "forward: ours, peer, ratio", "x floor"]
     head += ["with backward: ours, peer, ratio", "x floor", "peak: ours, peer"]
     head += ["results alone", "error: ours, FlashFFTConv"]
-
-    def beside(rows: dict[str, Row], name: str) -> tuple[Row, str]:
-        peers = {"T": rows["torch.fft"], "F": rows.get("FlashFFTConv")}
-        there = {mark: row for mark, row in peers.items() if row and row[name] is not None}
-        mark = min(there, key=lambda mark: there[mark][name])
-        return there[mark], mark
-
     body = []
     for case, rows in cases(report, gated=gated):
         us, length = rows[OURS], case["length"]
         cells = [f"{length:,}", f"{case['batch']} x {case['channels']}"]
         for name in ("forward", "both"):
-            peer, mark = beside(rows, f"{name}_ms")
-            ratio = peer[f"{name}_ms"] / us[f"{name}_ms"]
-            time, other = ms(us, f"{name}_ms"), ms(peer, f"{name}_ms")
-            cells += [f"{time}, {other} {mark}, {ratio:.2f}", floors(us, name)]
-        peer, mark = beside(rows, "peak_mib")
+            cells += [ratios(rows, name), floors(us, name)]
         results = 2 * case["batch"] * length * (4 if gated else 2) + 4 * length
         errors = (
             f"{100 * max(rows[name]['errors'].values()):#.2g} %"
             for name in (OURS, "FlashFFTConv")
             if name in rows and rows[name]["errors"]
         )
-        cells += [
-            f"{ms(us, 'peak_mib')}, {ms(peer, 'peak_mib')} {mark}",
-            f"{case['channels'] * results / 2**20:,.0f}",
-            ", ".join(errors),
-        ]
+        cells += [peaks(rows), f"{case['channels'] * results / 2**20:,.0f}", ", ".join(errors)]
         body.append(cells)
+    return lines(head, body)
+
+
+def extra(report: Report) -> str:
+    head = ["length", "batch x channels", "taps", "forward: ours, peer, ratio"]
+    head += ["with backward: ours, peer, ratio", "peak: ours, peer"]
+    body = []
+    for case, rows in cases(report, band=1.0):
+        taps = f"{case['taps']:,}" if case["taps"] != case["length"] else "as long"
+        if case["history"]:
+            taps += f", behind {case['history']:,}"
+        times = [ratios(rows, name) for name in ("forward", "both")]
+        sizes = [f"{case['length']:,}", f"{case['batch']} x {case['channels']}", taps]
+        body.append([*sizes, *times, peaks(rows)])
+    return lines(head, body)
+
+
+def bands(report: Report) -> str:
+    head = ["length", "batch x channels", "band", "forward: band, all, ratio"]
+    head += ["with backward: band, all, ratio", "peak: band, all"]
+    body = []
+    for band in (0.5, 0.25):
+        for case, rows in cases(report, band=band):
+            part, whole = rows[OURS], rows["longspan without band"]
+            cells = [f"{case['length']:,}", f"{case['batch']} x {case['channels']}", f"{band}"]
+            for name in ("forward_ms", "both_ms"):
+                ratio = whole[name] / part[name]
+                cells.append(f"{ms(part, name)}, {ms(whole, name)}, {ratio:.2f}")
+            body.append([*cells, f"{ms(part, 'peak_mib')}, {ms(whole, 'peak_mib')}"])
     return lines(head, body)
 
 
@@ -220,6 +253,8 @@ PAGES: Mapping[Path, Mapping[str, tuple[str, Callable[[Report], str]]]] = {
     HERE / "README.md": {
         "conv": ("fft_conv", lambda report: conv(report, gated=False)),
         "gated conv": ("fft_conv", lambda report: conv(report, gated=True)),
+        "extra conv": ("fft_conv_extra", extra),
+        "bands": ("fft_conv_extra", bands),
         "ssd": ("ssd", ssd),
         "prefix": ("prefix_attention", prefix),
         "encoders": ("varlen", encoders),
