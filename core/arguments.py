@@ -6,6 +6,7 @@ from __future__ import annotations
 import numbers
 import reprlib
 from collections.abc import Mapping
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -18,24 +19,30 @@ def check_integers(where: str, least: int | None = 1, **given: object) -> None:
     """ValueError unless each is a whole number (a boolean is none) of at least ``least``."""
     bound = "" if least is None else f" of at least {least}"
     for name, value in given.items():
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        # a length is a torch.SymInt where torch.export traces it
+        whole = isinstance(value, (numbers.Integral, torch.SymInt)) and not isinstance(value, bool)
         if not whole or (least is not None and value < least):  # type: ignore[operator]
             raise ValueError(
                 f"{where}: {name} must be an integer{bound}, got {reprlib.repr(value)}"
             )
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a real number, NumPy's among them; a boolean and a tensor are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def check_positive(where: str, **given: object) -> None:
     """ValueError unless each is a number above zero."""
     for name, value in given.items():
-        if not isinstance(value, (int, float)) or not value > 0:
+        if not is_number(value) or not value > 0:
             raise ValueError(f"{where}: {name} must be positive, got {reprlib.repr(value)}")
 
 
 def check_share(where: str, **given: object) -> None:
     """ValueError unless each is a number in [0, 1)."""
     for name, value in given.items():
-        if not isinstance(value, (int, float)) or not 0 <= value < 1:
+        if not is_number(value) or not 0 <= value < 1:
             raise ValueError(f"{where}: {name} must lie in [0, 1), got {reprlib.repr(value)}")
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from core.arguments import check_floats, check_integers, check_tensors
+from core.arguments import check_floats, check_integers, check_tensors, is_number
 from core.ops.dispatch import use_triton
 from core.patterns import (
     FLEX_BLOCK,
@@ -136,7 +136,7 @@ def _check(
                 f"attend: sequences describe {tuple(document.shape)} on {document.device}, query "
                 f"is {tuple(query.shape)} on {query.device}"
             )
-    if not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
+    if not is_number(dropout) or not 0 <= dropout <= 1:
         raise ValueError(f"attend: dropout must lie in [0, 1], got {dropout!r}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -54,11 +54,12 @@ class Sequences:
         Raises ValueError if a document is empty or a row's documents do not fit into ``length``.
         """
         check_integers("Sequences.packed", 0, length=length)
-        if not isinstance(lengths, Sequence | Tensor):
+        if not isinstance(lengths, Collection):
             raise ValueError(
                 f"Sequences.packed: lengths must list each row's documents, got {lengths!r}"
             )
-        document = torch.full((len(lengths), length), -1, dtype=torch.int32)
+        device = lengths.device if isinstance(lengths, Tensor) else None
+        document = torch.full((len(lengths), length), -1, dtype=torch.int32, device=device)
         for row, parts in enumerate(lengths):
             where = f"Sequences.packed: row {row} of lengths"
             repeats = _whole(where, parts, "documents").long()
@@ -67,7 +68,7 @@ class Sequences:
                 raise ValueError(
                     f"{where} must be at least 1 each and {length} together, got {repeats.tolist()}"
                 )
-            ids = torch.arange(len(repeats), dtype=torch.int32)
+            ids = torch.arange(len(repeats), dtype=torch.int32, device=repeats.device)
             document[row, :total] = ids.repeat_interleave(repeats)
         return cls(document)
 

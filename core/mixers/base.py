@@ -106,9 +106,10 @@ class Mixer(nn.Module):
         """Raises ValueError unless x is (batch, dim) and the state one of as many sequences."""
         name = type(self).__name__
         check_tensors(name, {"x": x})
-        if x.ndim != 2 or x.shape[1] != self.dim:
+        if x.ndim != 2 or x.shape[1] != self.dim or x.dtype not in FLOATS:
             raise ValueError(
-                f"{name}: x of a step must be (batch, {self.dim}), got {tuple(x.shape)}"
+                f"{name}: x of a step must be (batch, {self.dim}), floating point, got "
+                f"{tuple(x.shape)} {x.dtype}"
             )
         self._check_state(state, len(x))
 
@@ -119,7 +120,7 @@ class Mixer(nn.Module):
             raise ValueError(
                 f"{name}: state must be one that init_state gives, got {type(state).__name__}"
             )
-        if any(len(part) != batch for part in tensors):
+        if any(part.shape[:1] != (batch,) for part in tensors):
             shapes = ", ".join(str(tuple(part.shape)) for part in tensors)
             raise ValueError(f"{name}: state is {shapes}, x has {batch} sequences")
 
@@ -130,7 +131,8 @@ class Mixer(nn.Module):
         )
 
     def init_state(self, batch: int, *, device: Any = None, dtype: Any = None) -> Any:
-        """The state before the first token of ``batch`` sequences."""
+        """The state before the first token of ``batch`` sequences: tensors (batch, ...), one or a
+        tuple."""
         raise UnsupportedPattern(f"{type(self).__name__} carries no state")
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
