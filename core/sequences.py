@@ -217,6 +217,23 @@ class OneRow:
         return grid.index_copy(0, self.index, x[0, : len(self.index)]).unflatten(0, self.shape)
 
 
+def check_sequences(where: str, name: str, sequences: object, of: str, x: Tensor) -> None:
+    """ValueError unless ``sequences`` are None or describe ``x`` (batch, length, ...), called
+    ``of``."""
+    if sequences is None:
+        return
+    if not isinstance(sequences, Sequences):
+        raise ValueError(
+            f"{where}: {name} must be core.sequences.Sequences, got {type(sequences).__name__}"
+        )
+    document = sequences.document
+    if document.shape != x.shape[:2] or document.device != x.device:
+        raise ValueError(
+            f"{where}: {name} describe {tuple(document.shape)} on {document.device}, "
+            f"{of} is {tuple(x.shape)} on {x.device}"
+        )
+
+
 def _check_kind(where: str, x: Tensor, dimensions: str) -> None:
     if x.ndim != dimensions.count(",") + 1 or x.dtype not in INTEGERS:
         raise ValueError(

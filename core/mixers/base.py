@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from core.arguments import FLOATS, check_integers, check_tensors
-from core.sequences import Sequences
+from core.sequences import Sequences, check_sequences
 
 NONCAUSAL_SELF = "noncausal_self"
 CAUSAL_SELF = "causal_self"
@@ -30,18 +30,7 @@ def check_rows(name: str, x: Tensor, dim: int, sequences: Sequences | None) -> N
             f"{name}: x must be (batch, length, {dim}) with a length of at least 1, "
             f"floating point, got {tuple(x.shape)} {x.dtype}"
         )
-    if not isinstance(sequences, Sequences | None):
-        raise ValueError(
-            f"{name}: sequences must be core.sequences.Sequences, got {type(sequences).__name__}"
-        )
-    if sequences is None:
-        return
-    document = sequences.document
-    if document.shape != x.shape[:2] or document.device != x.device:
-        raise ValueError(
-            f"{name}: sequences describe {tuple(document.shape)} on {document.device}, "
-            f"x is {tuple(x.shape)} on {x.device}"
-        )
+    check_sequences(name, "sequences", sequences, "x", x)
 
 
 class UnsupportedPattern(ValueError):
