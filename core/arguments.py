@@ -13,6 +13,8 @@ from torch import Tensor
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+KINDS = {FLOATS: "floating point", INTEGERS: "an integer tensor"}
+Dtypes = tuple[torch.dtype, ...]
 
 
 def check_integers(where: str, least: int | None = 1, **given: object) -> None:
@@ -65,17 +67,13 @@ def check_tensors(
             raise ValueError(f"{where}: {name} must be a tensor, got {type(x).__name__}")
 
 
-def check_floats(where: str, name: str, x: Tensor, dimensions: str) -> None:
-    """ValueError unless ``x`` holds real numbers and has as many dimensions as are named."""
-    if x.ndim != dimensions.count(",") + 1 or x.dtype not in FLOATS:
+def check_kind(where: str, name: str, x: Tensor, dimensions: str, dtypes: Dtypes = FLOATS) -> None:
+    """ValueError unless ``x`` is of ``dtypes``, a key of KINDS, in as many dimensions as named."""
+    if x.ndim != dimensions.count(",") + 1 or x.dtype not in dtypes:
         raise ValueError(
-            f"{where}: {name} must be floating point ({dimensions}), got {x.dtype} of shape "
+            f"{where}: {name} must be {KINDS[dtypes]} ({dimensions}), got {x.dtype} of shape "
             f"{tuple(x.shape)}"
         )
-
-
-Dtypes = tuple[torch.dtype, ...]
-KINDS = {FLOATS: "floating point", INTEGERS: "an integer dtype"}
 
 
 def check_fit(

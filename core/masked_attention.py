@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from core.arguments import check_floats, check_integers, check_tensors, is_number
+from core.arguments import check_integers, check_kind, check_tensors, is_number
 from core.ops.dispatch import use_triton
 from core.patterns import (
     FLEX_BLOCK,
@@ -104,7 +104,7 @@ def _check(
         raise ValueError(f"attend: pattern must be one of core.patterns, got {pattern!r}")
     check_integers("attend", 0, seen=seen)
     for name, x in heads_of.items():
-        check_floats("attend", name, x, "batch, length, heads, head_dim")
+        check_kind("attend", name, x, "batch, length, heads, head_dim")
         if not (x.shape[2] and x.shape[3]):
             raise ValueError(f"attend: {name} must have heads of some width, got {tuple(x.shape)}")
         if (x.dtype, x.device) != (query.dtype, query.device):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from core.arguments import check_floats, check_integers, check_positive, check_share
+from core.arguments import check_integers, check_kind, check_positive, check_share
 from core.masked_attention import attend, kept, masked
 from core.mixers.base import (
     CAUSAL_CROSS,
@@ -144,7 +144,7 @@ class Attention(Mixer):
             if sequences is not None:
                 raise ValueError("Attention: context_sequences need a context")
             return
-        check_floats("Attention", "context", context, "batch, length, context_dim")
+        check_kind("Attention", "context", context, "batch, length, context_dim")
         if (len(context), context.shape[2]) != (len(x), self.context_dim):
             raise ValueError(
                 f"Attention: context must be ({len(x)}, length, {self.context_dim}), got "
