@@ -6,36 +6,45 @@ from __future__ import annotations
 import numbers
 import reprlib
 from collections.abc import Mapping
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+KINDS = {FLOATS: "floating point", INTEGERS: "an integer tensor"}
+Dtypes = tuple[torch.dtype, ...]
 
 
 def check_integers(where: str, least: int | None = 1, **given: object) -> None:
     """ValueError unless each is a whole number (a boolean is none) of at least ``least``."""
     bound = "" if least is None else f" of at least {least}"
     for name, value in given.items():
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        # a length is a torch.SymInt where torch.export traces it
+        whole = isinstance(value, (numbers.Integral, torch.SymInt)) and not isinstance(value, bool)
         if not whole or (least is not None and value < least):  # type: ignore[operator]
             raise ValueError(
                 f"{where}: {name} must be an integer{bound}, got {reprlib.repr(value)}"
             )
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a real number, NumPy's among them; a boolean and a tensor are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def check_positive(where: str, **given: object) -> None:
     """ValueError unless each is a number above zero."""
     for name, value in given.items():
-        if not isinstance(value, (int, float)) or not value > 0:
+        if not is_number(value) or not value > 0:
             raise ValueError(f"{where}: {name} must be positive, got {reprlib.repr(value)}")
 
 
 def check_share(where: str, **given: object) -> None:
     """ValueError unless each is a number in [0, 1)."""
     for name, value in given.items():
-        if not isinstance(value, (int, float)) or not 0 <= value < 1:
+        if not is_number(value) or not 0 <= value < 1:
             raise ValueError(f"{where}: {name} must lie in [0, 1), got {reprlib.repr(value)}")
 
 
@@ -58,17 +67,13 @@ def check_tensors(
             raise ValueError(f"{where}: {name} must be a tensor, got {type(x).__name__}")
 
 
-def check_floats(where: str, name: str, x: Tensor, dimensions: str) -> None:
-    """ValueError unless ``x`` holds real numbers and has as many dimensions as are named."""
-    if x.ndim != dimensions.count(",") + 1 or x.dtype not in FLOATS:
+def check_kind(where: str, name: str, x: Tensor, dimensions: str, dtypes: Dtypes = FLOATS) -> None:
+    """ValueError unless ``x`` is of ``dtypes``, a key of KINDS, in as many dimensions as named."""
+    if x.ndim != dimensions.count(",") + 1 or x.dtype not in dtypes:
         raise ValueError(
-            f"{where}: {name} must be floating point ({dimensions}), got {x.dtype} of shape "
+            f"{where}: {name} must be {KINDS[dtypes]} ({dimensions}), got {x.dtype} of shape "
             f"{tuple(x.shape)}"
         )
-
-
-Dtypes = tuple[torch.dtype, ...]
-KINDS = {FLOATS: "floating point", INTEGERS: "an integer dtype"}
 
 
 def check_fit(

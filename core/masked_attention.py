@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from core.arguments import check_floats, check_integers, check_tensors
+from core.arguments import check_integers, check_kind, check_tensors, is_number
 from core.ops.dispatch import use_triton
 from core.patterns import (
     FLEX_BLOCK,
@@ -28,7 +28,7 @@ from core.patterns import (
     flex_mask,
     visible,
 )
-from core.sequences import Sequences
+from core.sequences import Sequences, check_sequences
 
 GATHER_BLOCK = 64  # tokens; large enough for the products, small enough to leave little masked
 DENSE_SCORES = 256 * 256  # a row with fewer scores is not worth cutting up
@@ -102,11 +102,9 @@ def _check(
     check_tensors("attend", heads_of)
     if not isinstance(pattern, Pattern):
         raise ValueError(f"attend: pattern must be one of core.patterns, got {pattern!r}")
-    if not isinstance(sequences, Sequences | None):
-        raise ValueError(f"attend: sequences must be Sequences, got {type(sequences).__name__}")
     check_integers("attend", 0, seen=seen)
     for name, x in heads_of.items():
-        check_floats("attend", name, x, "batch, length, heads, head_dim")
+        check_kind("attend", name, x, "batch, length, heads, head_dim")
         if not (x.shape[2] and x.shape[3]):
             raise ValueError(f"attend: {name} must have heads of some width, got {tuple(x.shape)}")
         if (x.dtype, x.device) != (query.dtype, query.device):
@@ -129,14 +127,8 @@ def _check(
             f"attend: value must have the shape of key, {tuple(key.shape)}, got "
             f"{tuple(value.shape)}"
         )
-    if sequences is not None:
-        document = sequences.document
-        if document.shape != query.shape[:2] or document.device != query.device:
-            raise ValueError(
-                f"attend: sequences describe {tuple(document.shape)} on {document.device}, query "
-                f"is {tuple(query.shape)} on {query.device}"
-            )
-    if not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
+    check_sequences("attend", "sequences", sequences, "query", query)
+    if not is_number(dropout) or not 0 <= dropout <= 1:
         raise ValueError(f"attend: dropout must lie in [0, 1], got {dropout!r}")
 
 

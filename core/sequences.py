@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.arguments import INTEGERS, check_integers, check_tensors
+from core.arguments import INTEGERS, check_integers, check_kind, check_tensors
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Sequences:
 
     def __post_init__(self) -> None:
         check_tensors("Sequences", {"document": self.document})
-        _check_kind("Sequences: document", self.document, "batch, length")
+        check_kind("Sequences", "document", self.document, "batch, length", INTEGERS)
 
     @classmethod
     def padded(cls, lengths: Tensor | Sequence[int], length: int) -> Sequences:
@@ -39,7 +39,7 @@ class Sequences:
         Raises ValueError unless ``lengths`` is a line of integers, each in 0 .. ``length``.
         """
         check_integers("Sequences.padded", 0, length=length)
-        lengths = _whole("Sequences.padded: lengths", lengths, "batch")
+        lengths = _whole("Sequences.padded", "lengths", lengths, "batch")
         if lengths.numel() and (int(lengths.min()) < 0 or int(lengths.max()) > length):
             raise ValueError(
                 f"Sequences.padded: lengths must lie in 0..{length}, got {lengths.tolist()}"
@@ -54,20 +54,22 @@ class Sequences:
         Raises ValueError if a document is empty or a row's documents do not fit into ``length``.
         """
         check_integers("Sequences.packed", 0, length=length)
-        if not isinstance(lengths, Sequence | Tensor):
+        if not isinstance(lengths, Collection):
             raise ValueError(
                 f"Sequences.packed: lengths must list each row's documents, got {lengths!r}"
             )
-        document = torch.full((len(lengths), length), -1, dtype=torch.int32)
+        device = lengths.device if isinstance(lengths, Tensor) else None
+        document = torch.full((len(lengths), length), -1, dtype=torch.int32, device=device)
         for row, parts in enumerate(lengths):
-            where = f"Sequences.packed: row {row} of lengths"
-            repeats = _whole(where, parts, "documents").long()
+            where, name = "Sequences.packed", f"row {row} of lengths"
+            repeats = _whole(where, name, parts, "documents").long()
             total = int(repeats.sum())
             if total > length or (len(repeats) and int(repeats.min()) < 1):
                 raise ValueError(
-                    f"{where} must be at least 1 each and {length} together, got {repeats.tolist()}"
+                    f"{where}: {name} must be at least 1 each and {length} together, got "
+                    f"{repeats.tolist()}"
                 )
-            ids = torch.arange(len(repeats), dtype=torch.int32)
+            ids = torch.arange(len(repeats), dtype=torch.int32, device=repeats.device)
             document[row, :total] = ids.repeat_interleave(repeats)
         return cls(document)
 
@@ -81,7 +83,7 @@ class Sequences:
         increases and ends within ``length``.
         """
         where = "Sequences.from_offsets"
-        offsets = _whole(f"{where}: offsets", offsets, "documents + 1")
+        offsets = _whole(where, "offsets", offsets, "documents + 1")
         if len(offsets) < 2:
             raise ValueError(f"{where}: offsets must be two at least, got {offsets.tolist()}")
         if int(offsets[0]) != 0:
@@ -216,25 +218,34 @@ class OneRow:
         return grid.index_copy(0, self.index, x[0, : len(self.index)]).unflatten(0, self.shape)
 
 
-def _check_kind(where: str, x: Tensor, dimensions: str) -> None:
-    if x.ndim != dimensions.count(",") + 1 or x.dtype not in INTEGERS:
+def check_sequences(where: str, name: str, sequences: object, of: str, x: Tensor) -> None:
+    """ValueError unless ``sequences`` are None or describe ``x`` (batch, length, ...), called
+    ``of``."""
+    if sequences is None:
+        return
+    if not isinstance(sequences, Sequences):
         raise ValueError(
-            f"{where} must be an integer tensor ({dimensions}), got {x.dtype} of shape "
-            f"{tuple(x.shape)}"
+            f"{where}: {name} must be core.sequences.Sequences, got {type(sequences).__name__}"
+        )
+    document = sequences.document
+    if document.shape != x.shape[:2] or document.device != x.device:
+        raise ValueError(
+            f"{where}: {name} describe {tuple(document.shape)} on {document.device}, "
+            f"{of} is {tuple(x.shape)} on {x.device}"
         )
 
 
-def _whole(where: str, values: object, dimensions: str) -> Tensor:
+def _whole(where: str, name: str, values: object, dimensions: str) -> Tensor:
     """``values`` as an integer tensor that can be read."""
     try:
         x = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"{where} must be integers, got {reprlib.repr(values)}") from None
+        raise ValueError(f"{where}: {name} must be integers, got {reprlib.repr(values)}") from None
     if not isinstance(values, Tensor) and x.shape == (0,):
         x = x.long()  # of an empty list PyTorch makes floats
-    _check_kind(where, x, dimensions)
+    check_kind(where, name, x, dimensions, INTEGERS)
     if x.is_meta:
-        raise ValueError(f"{where} must hold numbers, got a tensor on meta")
+        raise ValueError(f"{where}: {name} must hold numbers, got a tensor on meta")
     return x
 
 

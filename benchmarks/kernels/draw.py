@@ -80,7 +80,9 @@ def _plain_numbers(axis: Any) -> None:
     class Plain(LogFormatter):
         def __call__(self, x: float, pos: int | None = None) -> str:
             shown = super().__call__(x, pos)  # it knows for which ticks there is room
-            return f"{x:,.0f}" if shown and x >= 10 else shown and f"{x:g}"
+            if not shown:
+                return ""
+            return f"{x:,.0f}" if x >= 10 else f"{x:g}"
 
     axis.set_major_formatter(Plain())
     axis.set_minor_formatter(Plain(minor_thresholds=(1, 0.4)))

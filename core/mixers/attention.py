@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from core.arguments import check_integers, check_positive, check_share
+from core.arguments import check_integers, check_kind, check_positive, check_share
 from core.masked_attention import attend, kept, masked
 from core.mixers.base import (
     CAUSAL_CROSS,
@@ -19,7 +19,7 @@ from core.mixers.base import (
 )
 from core.patterns import Full, Pattern
 from core.positions import Rotary
-from core.sequences import Sequences
+from core.sequences import Sequences, check_sequences
 
 
 class AttentionState(NamedTuple):
@@ -144,16 +144,13 @@ class Attention(Mixer):
             if sequences is not None:
                 raise ValueError("Attention: context_sequences need a context")
             return
-        if context.ndim != 3 or (len(context), context.shape[2]) != (len(x), self.context_dim):
+        check_kind("Attention", "context", context, "batch, length, context_dim")
+        if (len(context), context.shape[2]) != (len(x), self.context_dim):
             raise ValueError(
                 f"Attention: context must be ({len(x)}, length, {self.context_dim}), got "
                 f"{tuple(context.shape)}"
             )
-        if sequences is not None and sequences.document.shape != context.shape[:2]:
-            raise ValueError(
-                f"Attention: context_sequences describe {tuple(sequences.document.shape)}, context "
-                f"is {tuple(context.shape[:2])}"
-            )
+        check_sequences("Attention", "context_sequences", sequences, "context", context)
         if state is not None:
             raise ValueError("Attention: a context leaves no state to carry; leave state out")
 

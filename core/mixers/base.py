@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from core.arguments import FLOATS, check_integers, check_tensors
-from core.sequences import Sequences
+from core.sequences import Sequences, check_sequences
 
 NONCAUSAL_SELF = "noncausal_self"
 CAUSAL_SELF = "causal_self"
@@ -30,18 +30,7 @@ def check_rows(name: str, x: Tensor, dim: int, sequences: Sequences | None) -> N
             f"{name}: x must be (batch, length, {dim}) with a length of at least 1, "
             f"floating point, got {tuple(x.shape)} {x.dtype}"
         )
-    if not isinstance(sequences, Sequences | None):
-        raise ValueError(
-            f"{name}: sequences must be core.sequences.Sequences, got {type(sequences).__name__}"
-        )
-    if sequences is None:
-        return
-    document = sequences.document
-    if document.shape != x.shape[:2] or document.device != x.device:
-        raise ValueError(
-            f"{name}: sequences describe {tuple(document.shape)} on {document.device}, "
-            f"x is {tuple(x.shape)} on {x.device}"
-        )
+    check_sequences(name, "sequences", sequences, "x", x)
 
 
 class UnsupportedPattern(ValueError):
@@ -106,9 +95,10 @@ class Mixer(nn.Module):
         """Raises ValueError unless x is (batch, dim) and the state one of as many sequences."""
         name = type(self).__name__
         check_tensors(name, {"x": x})
-        if x.ndim != 2 or x.shape[1] != self.dim:
+        if x.ndim != 2 or x.shape[1] != self.dim or x.dtype not in FLOATS:
             raise ValueError(
-                f"{name}: x of a step must be (batch, {self.dim}), got {tuple(x.shape)}"
+                f"{name}: x of a step must be (batch, {self.dim}), floating point, got "
+                f"{tuple(x.shape)} {x.dtype}"
             )
         self._check_state(state, len(x))
 
@@ -119,7 +109,7 @@ class Mixer(nn.Module):
             raise ValueError(
                 f"{name}: state must be one that init_state gives, got {type(state).__name__}"
             )
-        if any(len(part) != batch for part in tensors):
+        if any(part.shape[:1] != (batch,) for part in tensors):
             shapes = ", ".join(str(tuple(part.shape)) for part in tensors)
             raise ValueError(f"{name}: state is {shapes}, x has {batch} sequences")
 
@@ -130,7 +120,8 @@ class Mixer(nn.Module):
         )
 
     def init_state(self, batch: int, *, device: Any = None, dtype: Any = None) -> Any:
-        """The state before the first token of ``batch`` sequences."""
+        """The state before the first token of ``batch`` sequences: tensors (batch, ...), one or a
+        tuple."""
         raise UnsupportedPattern(f"{type(self).__name__} carries no state")
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:

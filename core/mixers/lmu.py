@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from core.arguments import check_integers, check_positive
+from core.arguments import check_choice, check_integers, check_positive
 from core.mixers.base import CAUSAL_SELF, Mixer, at_least_float32
 from core.mixers.documents import by_document
 from core.ops.fft_conv import fft_conv
@@ -145,11 +145,8 @@ class LMU(Mixer):
         super().__init__(dim, causal)
         check_integers("LMU", inputs=inputs)
         self.inputs = inputs
-        for name in (input_activation, output_activation):
-            if name not in ACTIVATIONS:
-                raise ValueError(
-                    f"LMU: activations are {', '.join(ACTIVATIONS)}, got {name!r}; take one of them"
-                )
+        activations = {"input_activation": input_activation, "output_activation": output_activation}
+        check_choice("LMU", tuple(ACTIVATIONS), **activations)
         self.f1, self.f2 = ACTIVATIONS[input_activation](), ACTIVATIONS[output_activation]()
         self.in_proj = nn.Linear(dim, inputs)
         self.memory = LegendreMemory(order, theta)

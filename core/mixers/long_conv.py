@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.arguments import check_choice, check_integers, check_share
+from core.arguments import check_choice, check_integers, check_share, is_number
 from core.mixers.base import CAUSAL_SELF, NONCAUSAL_SELF, Mixer
 from core.mixers.documents import by_document
 from core.ops.fft_conv import fft_conv
@@ -51,7 +51,7 @@ class LongFilter(nn.Module):
     ) -> None:
         super().__init__()
         check_integers("LongFilter", max_length=max_length, smooth=smooth)
-        if not isinstance(squash, (int, float)) or not squash >= 0:
+        if not is_number(squash) or not squash >= 0:
             raise ValueError(f"LongFilter: squash must be at least 0, got {squash!r}")
         if smooth % 2 == 0:
             raise ValueError(f"LongFilter: smooth must be an odd window, got {smooth}")

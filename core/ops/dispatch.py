@@ -31,6 +31,7 @@ def seen_by_autograd_alone(*tensors: Tensor | None) -> bool:
     """
     return not (
         torch.compiler.is_compiling()
+        or torch._C._is_tracing()
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
         or any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors if x is not None)

@@ -321,8 +321,11 @@ def test_a_state_that_does_not_fit_is_named(recurrent: Mixer) -> None:
         recurrent.step(x[:, 0], state)
     with pytest.raises(ValueError, match="state must be one that init_state gives, got int"):
         recurrent(x, state=3)
-    with pytest.raises(ValueError, match=r"x of a step must be \(batch, 32\), got \(2, 1, 32\)"):
-        recurrent.step(x[:2, :1], state)
+    with pytest.raises(ValueError, match="state is \\(\\), x has 3 sequences"):
+        recurrent(x, state=torch.zeros(()))
+    for wrong in (x[:2, :1], x[:2, 0].long()):
+        with pytest.raises(ValueError, match=r"x of a step must be \(batch, 32\), floating point"):
+            recurrent.step(wrong, state)
 
 
 def options_that_do_not_fit() -> list[tuple[type[Mixer], str, object]]:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -78,6 +81,13 @@ def test_one_row_hands_gradients_to_real_tokens_alone() -> None:
     (row.unpack(row.pack(x).square()) * weight).sum().backward()
     expected = torch.where(sequences.real[..., None], 2 * x * weight, 0)
     torch.testing.assert_close(x.grad, expected.detach())
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, list, tuple])
+def test_packed_takes_rows_of_any_kind(kind: Callable[[list[list[int]]], Any]) -> None:
+    rows = [[2, 3], [1, 4]]
+    got = Sequences.packed(kind(rows), 6).document
+    assert got.tolist() == [[0, 0, 1, 1, 1, -1], [0, 1, 1, 1, 1, -1]]
 
 
 TWO = Sequences.padded([2, 3], 3)

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from core.arguments import FLOATS, check_integers, check_tensors
 from core.ops.dispatch import seen_by_autograd_alone, use_triton
 from core.ops.fft_conv import spectral
 from core.ops.fft_conv.reference import band_limited, fft_conv_reference
 
 __all__ = ["fft_conv", "fft_conv_history", "fft_conv_reference"]
-
-DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def fft_conv(
@@ -88,19 +87,16 @@ def fft_conv_history(
 
     Shapes as in `fft_conv`; raises ValueError naming the argument for those that do not fit.
     """
-    _check_tensor("fft_conv_history", "u", u)
+    check_tensors("fft_conv_history", {"u": u}, {"pre_gate": pre_gate, "history": history})
     _check_input("fft_conv_history", u)
-    if not isinstance(taps, int) or isinstance(taps, bool) or taps < 1:
-        raise ValueError(f"fft_conv_history: taps must be an integer of at least 1, got {taps!r}")
+    check_integers("fft_conv_history", taps=taps)
     if pre_gate is not None:
-        _check_tensor("fft_conv_history", "pre_gate", pre_gate)
         if pre_gate.shape != u.shape:
             raise ValueError(
                 f"fft_conv_history: pre_gate must be {tuple(u.shape)}, got {tuple(pre_gate.shape)}"
             )
         _check_kind("fft_conv_history", "pre_gate", pre_gate, u)
     if history is not None:
-        _check_tensor("fft_conv_history", "history", history)
         _check_history("fft_conv_history", history, u)
         _check_kind("fft_conv_history", "history", history, u)
     v = u if pre_gate is None else (pre_gate * u).to(u.dtype)
@@ -120,17 +116,14 @@ def _check(
     history: Tensor | None,
     band: float,
 ) -> None:
-    others: dict[str, Tensor | None] = {
-        "k": k,
+    optional = {
         "reverse_k": reverse_k,
         "skip": skip,
         "pre_gate": pre_gate,
         "post_gate": post_gate,
         "history": history,
     }
-    given = {name: x for name, x in others.items() if x is not None or name == "k"}
-    for name, x in {"u": u, **given}.items():
-        _check_tensor("fft_conv", name, x)
+    check_tensors("fft_conv", {"u": u, "k": k}, optional)
     _, channels, length = _check_input("fft_conv", u)
     if circular and reverse_k is not None:
         raise ValueError("fft_conv: reverse_k is not defined for circular=True; drop one of them")
@@ -159,19 +152,14 @@ def _check(
     ):
         if x is not None and tuple(x.shape) != shape:
             raise ValueError(f"fft_conv: {name} must be {shape}, got {tuple(x.shape)}")
-    for name, x in given.items():
+    for name, x in {"k": k, **optional}.items():
         if x is not None:
             _check_kind("fft_conv", name, x, u)
 
 
-def _check_tensor(op: str, name: str, x: object) -> None:
-    if not isinstance(x, Tensor):
-        raise ValueError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
-
-
 def _check_input(op: str, u: Tensor) -> tuple[int, int, int]:
     """Batch, channels and length."""
-    if u.ndim != 3 or u.shape[-1] < 1 or u.dtype not in DTYPES:
+    if u.ndim != 3 or u.shape[-1] < 1 or u.dtype not in FLOATS:
         raise ValueError(
             f"{op}: u must be floating point (batch, channels, length >= 1), "
             f"got {tuple(u.shape)} {u.dtype}"
@@ -188,7 +176,7 @@ def _check_history(op: str, history: Tensor, u: Tensor) -> None:
 
 
 def _check_kind(op: str, name: str, x: Tensor, u: Tensor) -> None:
-    if x.dtype not in DTYPES or x.device != u.device:
+    if x.dtype not in FLOATS or x.device != u.device:
         raise ValueError(
             f"{op}: {name} must be floating point on {u.device}, got {x.dtype} on {x.device}"
         )

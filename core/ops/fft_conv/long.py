@@ -115,7 +115,8 @@ def _row_stats(
     block, steps = 2048, 8
     pieces = triton.cdiv(length, block * steps)
     rows = batch * channels
-    out = torch.empty(1 if dy is None else 3, channels, batch, pieces, device=x.device)
+    what = 1 if dy is None else 3
+    out = torch.empty(what, channels, batch, pieces, dtype=torch.float32, device=x.device)
     long_kernel.row_stats_kernel[(rows * pieces,)](
         x,
         pre_rows,
@@ -339,7 +340,7 @@ def _correlate(
         num_warps=WARPS,
         num_stages=_stages(tile),
     )
-    factor = torch.ones(channels, 1, device=z.device)
+    factor = torch.ones(channels, 1, dtype=torch.float32, device=z.device)
     _outer_inverse(z[0], line[0], factor, None, None, [(dh[None, :, zero:], None)], how)
     if zero:
         past = dh.new_empty(1, channels, zero + 1)

@@ -265,8 +265,8 @@ def _normalised(
     HALF: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Both divided by a power of two near the largest of their line, and that power by column."""
-    # lines of a tile are one row's: no NaN to keep from the others (1 in place of REPEAT)
-    largest = largest_of_rows(magnitudes(real, imag, 1, HALF), COLS, REPEAT)
+    # `abs`, not `magnitude`: lines of a tile are one row's, which no NaN has to be kept from
+    largest = largest_of_rows(magnitudes(real, imag, HALF), COLS, REPEAT)
     scale, inverse = power_below(largest)
     real, imag = scaled(real, imag, inverse, HALF)
     # a line of zeros must not count among the scales
@@ -312,10 +312,10 @@ def inner_convolve_kernel(
         h_plane = tl.cast(filter_lines, tl.int64) * size
         if HALF:
             # ahead of the products: where both meet, the compiler keeps the layout of the first
-            h_real, h_imag = load_spectrum(spectrum_ptr, h_plane, h_at, None, tl.float32, HALF)
+            h_real, h_imag = load_spectrum(spectrum_ptr, h_plane, h_at, tl.float32, HALF)
         real, imag = transform_complex(x_real, x_imag, m, HALF)
         if not HALF:
-            h_real, h_imag = load_spectrum(spectrum_ptr, h_plane, h_at, None, tl.float32, HALF)
+            h_real, h_imag = load_spectrum(spectrum_ptr, h_plane, h_at, tl.float32, HALF)
         if CONJ:
             h_imag = -h_imag
         y_real, y_imag, scale = _normalised(

@@ -83,9 +83,9 @@ def tile_constants(tile: Tile, shift: float, device: torch.device) -> Tensor:
 
 
 def _lowest(f2: Tensor, band: float) -> Tensor:
-    """The lower half of the columns of F2 as pairs of real ones: in the real part of the result
-    those that multiply real parts, in its imaginary part those that multiply imaginary parts. Of
-    a smaller ``band`` the rest are zeros."""
+    """[Fr, Fi] + i [-Fi, Fr] of the lower half of the columns of F2 = Fr + i Fi, Fr's and Fi's in
+    turn: what multiplies a real part, and what an imaginary one. Of a smaller ``band`` the rest are
+    zeros."""
     cols = len(f2)
     f2 = f2.roll(cols // 4, 1)[:, : cols // 2].clone()  # from the most negative frequency on
     outside = round(cols * (0.5 - band) / 2)

@@ -165,8 +165,8 @@ def _correlate(
     whole = groups == 1
     sums, skip_sums = dh, dskip
     if not whole:
-        sums = torch.empty(tile.planes, groups, channels, TILE, device=u.device)
-        skip_sums = torch.empty(groups, channels, device=u.device)
+        sums = u.new_empty(tile.planes, groups, channels, TILE, dtype=torch.float32)
+        skip_sums = u.new_empty(groups, channels, dtype=torch.float32)
     constants = tile_constants(tile, 0.25, u.device)
     norm = 1 / (tile.gain**3 * tile.size)
     short_kernel.correlate_kernel[(channels * groups,)](

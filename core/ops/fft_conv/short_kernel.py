@@ -109,7 +109,7 @@ def convolve_kernel(
     factor = tl.load(scale_ptr + c) * norm
     m = matrices(consts)
     plane = tl.cast(channels, tl.int64) * size
-    h_real, h_imag = load_spectrum(spectrum_ptr, plane, h_at, None, tl.float16, HALF)
+    h_real, h_imag = load_spectrum(spectrum_ptr, plane, h_at, tl.float16, HALF)
     if CONJ:
         h_imag = -h_imag
     for tile in range(TILES):
@@ -180,8 +180,8 @@ def correlate_kernel(
     HAS_SKIP: tl.constexpr,
 ) -> None:
     """The filter's gradient from conj(V) G summed over ``tiles`` tiles of one channel, v = pre x,
-    g = post dy: itself (channels, taps) with ``WHOLE``, else that sum (groups, channels, REPEAT,
-    size) in two planes; and the sum of v g to ``dskip`` (groups, channels)."""
+    g = post dy: itself (channels, taps) with ``WHOLE``, else that sum as a spectrum (groups,
+    channels, REPEAT, size); and the sum of v g to ``dskip`` (groups, channels)."""
     pid = tl.program_id(0).to(tl.int64)
     c, group = pid // groups, pid % groups
     i, j = tl.arange(0, SIDE)[:, None], tl.arange(0, SIDE)[None, :]
@@ -319,8 +319,8 @@ def filter_gradient_kernel(
     HALF: tl.constexpr,
     HAS_REVERSE: tl.constexpr,
 ) -> None:
-    """dh (channels, taps) from the sum of ``partial`` (groups, channels, REPEAT, size) in two
-    planes."""
+    """dh (channels, taps) from the sum over groups of ``partial``, spectra (groups, channels,
+    REPEAT, size)."""
     i, j = tl.arange(0, SIDE)[:, None], tl.arange(0, SIDE)[None, :]
     c = tl.program_id(0).to(tl.int64)
     plane = tl.cast(groups, tl.int64) * channels * (SIDE * SIDE)
@@ -330,7 +330,7 @@ def filter_gradient_kernel(
     inside = j // COLS * (SIDE * COLS) + i * COLS + j % COLS
     for group in range(groups):
         at = (tl.cast(group, tl.int64) * channels + c) * (SIDE * SIDE) + inside
-        part_real, part_imag = load_spectrum(partial_ptr, plane, at, None, tl.float32, HALF)
+        part_real, part_imag = load_spectrum(partial_ptr, plane, at, tl.float32, HALF)
         real += part_real
         imag += part_imag
     m = matrices(consts)

@@ -105,19 +105,14 @@ def paired(real: tl.tensor, imag: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def unpaired(x: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """The inverse of `paired`."""
     return tl.split(tl.reshape(x, (SIDE, SIDE // 2, 2)))
 
 
 @triton.jit
-def magnitudes(
-    real: tl.tensor, imag: tl.tensor, REPEAT: tl.constexpr, HALF: tl.constexpr
-) -> tl.tensor:
-    """`magnitude` of a spectrum, (64, 64)."""
-    if HALF:
-        size = magnitude(paired(real, imag), REPEAT)
-    else:
-        size = tl.maximum(magnitude(real, REPEAT), magnitude(imag, REPEAT))
-    return size
+def magnitudes(real: tl.tensor, imag: tl.tensor, HALF: tl.constexpr) -> tl.tensor:
+    """The larger of |real| and |imag| of a spectrum, (64, 64); with ``HALF`` each by itself."""
+    return tl.abs(paired(real, imag)) if HALF else tl.maximum(tl.abs(real), tl.abs(imag))
 
 
 @triton.jit
@@ -137,16 +132,15 @@ def load_spectrum(
     pointer: tl.tensor,
     plane: tl.tensor,
     at: tl.tensor,
-    mask: tl.tensor,
     DTYPE: tl.constexpr,
     HALF: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    other = None if mask is None else 0.0
+    """The spectrum whose first plane lies at ``at`` (64, 64), the second one ``plane`` behind."""
     if HALF:
-        real, imag = unpaired(tl.load(pointer + at, mask=mask, other=other).to(DTYPE))
+        real, imag = unpaired(tl.load(pointer + at).to(DTYPE))
     else:
-        real = tl.load(pointer + at, mask=mask, other=other).to(DTYPE)
-        imag = tl.load(pointer + plane + at, mask=mask, other=other).to(DTYPE)
+        real = tl.load(pointer + at).to(DTYPE)
+        imag = tl.load(pointer + plane + at).to(DTYPE)
     return real, imag
 
 
@@ -160,6 +154,7 @@ def store_spectrum(
     mask: tl.tensor,
     HALF: tl.constexpr,
 ) -> None:
+    """Where `load_spectrum` finds it, as the type of ``pointer``."""
     if HALF:
         round_store(pointer + at, paired(real, imag), mask)
     else:
@@ -175,8 +170,8 @@ def square(pointer: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def matrices(consts: tl.tensor) -> tuple[tl.tensor, ...]:
-    """F1, F2 and the twiddle factors, each as its real and its imaginary part; of a band, F2's
-    columns as those that what it multiplies has the real and the imaginary part of."""
+    """F1, F2 and the twiddle factors, each as its real and its imaginary part; of a band, for F2
+    what multiplies a real and what multiplies an imaginary part (`plan._lowest`)."""
     step = SIDE * SIDE
     return (
         square(consts),

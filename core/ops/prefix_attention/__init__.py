@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.arguments import FLOATS, INTEGERS, check_fit, check_floats, check_tensors
+from core.arguments import FLOATS, INTEGERS, check_fit, check_kind, check_tensors
 from core.ops.dispatch import autocast_dtype, use_triton
 from core.ops.prefix_attention import reference
 from core.ops.prefix_attention.reference import PrefixState
@@ -47,7 +47,7 @@ def prefix_attention(
     """
     op = "prefix_attention"
     check_tensors(op, {"scores": scores, "values": values}, {"document": document})
-    check_floats(op, "values", values, "batch, length, heads, head_dim")
+    check_kind(op, "values", values, "batch, length, heads, head_dim")
     if initial_state is not None:
         _check_state(op, "initial_state", initial_state)
     half = autocast_dtype(values)
@@ -74,7 +74,7 @@ def prefix_attention_step(
     """
     op = "prefix_attention_step"
     check_tensors(op, {"scores": scores, "values": values})
-    check_floats(op, "values", values, "batch, heads, head_dim")
+    check_kind(op, "values", values, "batch, heads, head_dim")
     _check_state(op, "state", state)
     batch, heads, head_dim = values.shape
     expected = {

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.arguments import FLOATS, INTEGERS, check_fit, check_floats, check_tensors
+from core.arguments import FLOATS, INTEGERS, check_fit, check_kind, check_tensors
 from core.ops.dispatch import autocast_dtype, use_triton
 from core.ops.segments import encode_segments
 from core.ops.ssd import reference
@@ -45,7 +45,7 @@ def ssd(
     """
     optional = {"initial_state": initial_state, "document": document}
     check_tensors("ssd", {"x": x, "log_decay": log_decay, "B": B, "C": C}, optional)
-    check_floats("ssd", "x", x, "batch, length, heads, head_dim")
+    check_kind("ssd", "x", x, "batch, length, heads, head_dim")
     half = autocast_dtype(x)
     if half is not None:
         x, B, C = x.to(half), B.to(half), C.to(half)
@@ -68,7 +68,7 @@ def ssd_step(
     """
     given = {"x": x, "log_decay": log_decay, "B": B, "C": C, "state": state}
     check_tensors("ssd_step", given)
-    check_floats("ssd_step", "x", x, "batch, heads, head_dim")
+    check_kind("ssd_step", "x", x, "batch, heads, head_dim")
     batch, heads, head_dim = x.shape
     _check_groups("ssd_step", B, heads, "batch, groups, state")
     expected = {

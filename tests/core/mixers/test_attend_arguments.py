@@ -41,7 +41,12 @@ Q = (2, 9, 4, 6)
         ),
         (tensors(*Q), tensors(*Q), {"pattern": "window"}, "pattern must be one of core.patterns"),
         (tensors(*Q), tensors(*Q), {"pattern": None}, "pattern must be .* got None"),
-        (tensors(*Q), tensors(*Q), {"sequences": [9, 9]}, "sequences must be Sequences, got list"),
+        (
+            tensors(*Q),
+            tensors(*Q),
+            {"sequences": [9, 9]},
+            "sequences must be .*Sequences, got list",
+        ),
         (tensors(*Q), tensors(*Q), {"seen": -1}, "seen must be an integer of at least 0, got -1"),
         (tensors(*Q), tensors(*Q), {"seen": 0.5}, "seen must be an integer of at least 0, got 0.5"),
         (

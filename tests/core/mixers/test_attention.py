@@ -453,6 +453,14 @@ mixer:
             lambda: model()(*torch.zeros(2, 1, 2, 24), context_sequences=Sequences.padded([1], 3)),
             r"context_sequences describe \(1, 3\)",
         ),
+        (
+            lambda: model()(*torch.zeros(2, 1, 2, 24), context_sequences=torch.ones(1, 2)),
+            "context_sequences must be core.sequences.Sequences, got Tensor",
+        ),
+        (
+            lambda: model()(torch.zeros(1, 2, 24), context=torch.zeros(1, 2, 24).long()),
+            r"context must be floating point \(batch, length, context_dim\), got torch.int64",
+        ),
     ],
 )
 def test_wrong_use_is_one_line(call: Callable[[], Any], message: str) -> None:

@@ -175,7 +175,10 @@ def test_checkpoint_holds_what_is_learned() -> None:
         ({"theta": 0.0}, "theta must be positive, got 0.0"),
         ({"theta": float("nan")}, "theta must be positive, got nan"),
         ({"inputs": 0}, "inputs must be an integer of at least 1"),
-        ({"output_activation": "tanh"}, "activations are identity, relu, gelu, got 'tanh'"),
+        (
+            {"output_activation": "tanh"},
+            "output_activation must be one of identity, relu, gelu, got 'tanh'",
+        ),
     ],
 )
 def test_bad_options_are_named(options: dict[str, object], named: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -26,6 +28,11 @@ def counted(function: Callable[[Tensor], Tensor], x: Tensor) -> None:
         function(x)
 
 
+def traced(function: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    torch.jit.trace(function, x, check_trace=False)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")
 @pytest.mark.parametrize(
     ("call", "expected"),
     [
@@ -35,6 +42,7 @@ def counted(function: Callable[[Tensor], Tensor], x: Tensor) -> None:
         pytest.param(lambda f, x: torch.func.vmap(f)(x), False, id="vmap"),
         pytest.param(counted, False, id="dispatch mode"),
         pytest.param(compiled, False, id="compiled"),
+        pytest.param(traced, False, id="traced"),
     ],
 )
 def test_what_autograd_alone_sees(call: Callable[..., object], expected: bool) -> None:
@@ -67,10 +75,22 @@ def test_both_ways_are_one_op(interpreted_triton: None, dtype: torch.dtype) -> N
         assert torch.equal(got, expected)
 
 
-def test_differentiable_once_both_ways(interpreted_triton: None) -> None:
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [
+        pytest.param(nullcontext, "once_differentiable", id="directly"),
+        pytest.param(
+            partial(FlopCounterMode, display=False), "no autograd formula", id="dispatched"
+        ),
+    ],
+)
+def test_differentiable_once_both_ways(
+    way: Callable[[], AbstractContextManager[object]], message: str, interpreted_triton: None
+) -> None:
     pytest.importorskip("triton")
     u, k = torch.randn(1, 2, 9, requires_grad=True), torch.randn(2, 9)
-    y = fft_conv(u, k)
-    (gradient,) = torch.autograd.grad(y.square().sum(), u, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+    with way():
+        y = fft_conv(u, k)
+        (gradient,) = torch.autograd.grad(y.square().sum(), u, create_graph=True)
+        with pytest.raises(RuntimeError, match=message):
+            gradient.sum().backward()

@@ -7,7 +7,14 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from fft_conv_cases import Case, check, check_band, check_spoiled_rows, every_option
+from fft_conv_cases import (
+    Case,
+    check,
+    check_band,
+    check_spoiled_rows,
+    every_option,
+    values_and_gradients,
+)
 from tolerances import RMS_LIMIT
 from torch import Tensor
 
@@ -330,6 +337,22 @@ def test_a_filters_gradient_over_many_tiles(sums: int, monkeypatch: pytest.Monke
         case = replace(ALL, batch=batch, channels=2, length=length, reverse_taps=length)
         check(case, BF16)
         check_band(case, 0.5, BF16)
+
+
+@pytest.mark.parametrize("default", [torch.float64, BF16], ids=str)
+@pytest.mark.parametrize(("length", "batch"), [(200, 40), (5000, 1)])
+def test_no_number_has_the_default_dtype(length: int, batch: int, default: torch.dtype) -> None:
+    case = replace(ALL, length=length, batch=batch, channels=2, reverse_taps=length)
+    tensors = case.inputs(BF16)
+    dy = torch.randn_like(tensors["u"])
+    expected = values_and_gradients(fft_conv, tensors, dy, circular=False)
+    torch.set_default_dtype(default)
+    try:
+        got = values_and_gradients(fft_conv, tensors, dy, circular=False)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, value in expected.items():
+        assert torch.equal(got[name], value)
 
 
 # ---- a number that is not finite
