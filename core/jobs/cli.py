@@ -72,10 +72,10 @@ def job(domain: str, arguments: Sequence[str]) -> JobCLI:
     return JobCLI(domain, with_saved_config(arguments))
 
 
-def check(domain: str, arguments: Sequence[str], commands: Sequence[str]) -> None:
+def check(domain: str, arguments: Sequence[str], commands: Sequence[str]) -> Namespace:
     """Raise what would end ``commands``, of which ``arguments`` begin with the first, before they
-    begin. Reads data and builds the model; opens no run."""
-    JobCLI(domain, with_saved_config(arguments), only_check=commands)
+    begin; the settings of the first. Reads data and builds the model; opens no run."""
+    return JobCLI(domain, with_saved_config(arguments), only_check=commands).config[commands[0]]
 
 
 def _outcome(error: BaseException) -> tuple[int, str]:

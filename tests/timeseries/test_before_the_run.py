@@ -167,6 +167,25 @@ def test_compare_looks_at_every_config_first(
     assert not (server.folder / "new").exists()
 
 
+UNKEPT = ["trainer.logger=false", "trainer.fast_dev_run=true", "trainer.enable_checkpointing=false"]
+
+
+@pytest.mark.parametrize("setting", UNKEPT)
+@pytest.mark.parametrize("command", ["compare", "backtest"])
+def test_a_study_refuses_to_keep_nothing(
+    server: Server, run: str, command: str, setting: str
+) -> None:
+    before = (tracked(server), sorted(server.folder.glob("runs/**/*")))
+    config, first = ("--config", "fold 1") if command == "backtest" else ("--configs", "seed 0")
+    got, output = server.run(command, config, "x.yaml", "--out", "kept.csv", f"--{setting}")
+    assert got == 2, output
+    named = setting.removesuffix("=true")
+    assert f"{first}" in one_error(output)
+    assert f": {named} keeps nothing that a study reads; leave it out" in one_error(output)
+    assert (tracked(server), sorted(server.folder.glob("runs/**/*"))) == before
+    assert not (server.folder / "kept.csv").exists()
+
+
 def tracked(server: Server) -> list[tuple[str, str]]:
     with closing(sqlite3.connect(server.folder / "mlflow.db")) as store:
         return store.execute("select run_uuid, status from runs").fetchall()
