@@ -189,6 +189,15 @@ class JobCLI(LightningCLI):
             if tracking.rank_zero():
                 runs.check_resumable(self.folder, self.settings)
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if not str(error).startswith("Does not validate"):
+                raise
+            # what a constructor raised, among what else its place may hold
+            raise UsageError(one_line(str(error), self.arguments, ())) from error
+
     # The run
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

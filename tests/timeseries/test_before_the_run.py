@@ -131,6 +131,17 @@ def test_another_look_back_than_in_training(
     ends_before_its_run(server, tmp_path, 2, message, *words)
 
 
+def test_a_model_that_refuses_its_options(server: Server, tmp_path: Path) -> None:
+    options = "--model.init_args.model"
+    words = ["fit", "--config", "x.yaml", f"{options}.init_args.dim=-1"]
+    ends_before_its_run(server, tmp_path, 2, "error: dim is -1; it must be at least 1", *words)
+    statistical = ["StatisticalForecaster", f"{options}.init_args.method=auto_theta"]
+    words = ["test", "--config", "x.yaml", f"{options}={statistical[0]}", statistical[1]]
+    cache = f"{options}.init_args.cache={server.folder / 'x.csv'}"
+    message = f"error: cache {server.folder / 'x.csv'}: [Errno 20] Not a directory"
+    ends_before_its_run(server, tmp_path, 2, message, *words, cache)
+
+
 CONFIGS = {
     "not YAML": (2, "x.yaml", "model: {", "config bad.yaml cannot be read"),
     "unknown key": (2, "horizon: 6", "horizn: 6", "data: unknown key 'horizn'"),
