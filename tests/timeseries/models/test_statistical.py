@@ -13,6 +13,7 @@ from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -266,6 +267,27 @@ def test_a_killed_process_is_no_failed_fit(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.equal(model(*windows()), build("auto_theta")(*windows()))
     assert model.failures == 0
     pools[1].shutdown()
+
+
+def test_an_interrupted_forecast_leaves_no_fits_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Any] = []
+    interrupted = Event()
+
+    def fit(library: Any, row: Any) -> Any:
+        begun.append(row)
+        if len(begun) == 1:
+            raise KeyboardInterrupt
+        interrupted.wait()
+        return library.new().fit(row)
+
+    model = build("auto_theta", processes=2)
+    monkeypatch.setattr(model, "fit", fit)
+    with ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(statistical, "_pool", cache(lambda processes: pool))
+        with pytest.raises(KeyboardInterrupt):
+            model(*windows(batch=4))
+        interrupted.set()
+    assert len(begun) <= 2  # of 8: the first, and one that began beside it
 
 
 _PARENT = """
