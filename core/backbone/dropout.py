@@ -30,7 +30,7 @@ def drop(x: Tensor, rate: float) -> tuple[Tensor, Tensor]:
 
 
 def drop_again(x: Tensor, kept: Tensor, rate: float) -> Tensor:
-    """``x`` after a dropout that kept ``kept``. Its gradient is the same of the gradient."""
+    """``x`` after a dropout that kept ``kept``; of a gradient, the gradient behind it."""
     if x.device.type != "cpu":
         return torch.ops.aten.native_dropout_backward(x, kept, 1 / (1 - rate))
     # A product of two types takes twenty times as long as one after a conversion.
