@@ -91,9 +91,10 @@ class AxisMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, channels, patches, dim) -> the same."""
-        if self.training and self._in_one():
+        norm = self.norm.norm
+        if self.training and isinstance(norm, nn.LayerNorm) and self._in_one():
             gate = self.gate.linear if isinstance(self.gate, GatedAttention) else None
-            return mixing_step(x, self.axis, self.norm.norm, self.mlp, self.dropout, gate)
+            return mixing_step(x, self.axis, norm, self.mlp, self.dropout, gate)
         normed = self.norm(x)
         y = normed.transpose(self.axis, -1)
         if self.axis == _CHANNELS:
