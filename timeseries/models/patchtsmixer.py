@@ -91,9 +91,9 @@ class AxisMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, channels, patches, dim) -> the same."""
-        norm = self.norm.norm
-        if self.training and isinstance(norm, nn.LayerNorm) and self._in_one():
-            gate = self.gate.linear if isinstance(self.gate, GatedAttention) else None
+        if self.training and self._in_one():
+            norm, gate = self.norm.norm, getattr(self.gate, "linear", None)
+            assert isinstance(norm, nn.LayerNorm)
             return mixing_step(x, self.axis, norm, self.mlp, self.dropout, gate)
         normed = self.norm(x)
         y = normed.transpose(self.axis, -1)
@@ -113,12 +113,14 @@ class AxisMixer(nn.Module):
         _, *layers = self.modules()
         return (
             self.axis != _CHANNELS
+            and [type(m) for m in layers] in _IN_ONE
+            and all(m.training and not _hooks(m) for m in layers)
             and max(self.mlp.dropout.p, self.dropout.p) < 1
-            and all(type(m) in _IN_ONE and m.training and not _hooks(m) for m in layers)
         )
 
 
-_IN_ONE = (FeatureNorm, nn.LayerNorm, MLP, nn.Linear, Dropout, GatedAttention, nn.Identity)
+_PLAIN = [FeatureNorm, nn.LayerNorm, MLP, nn.Linear, nn.Linear, Dropout, Dropout]
+_IN_ONE = ([*_PLAIN, nn.Identity], [*_PLAIN, GatedAttention, nn.Linear])  # in order of modules()
 
 
 def _hooks(m: nn.Module) -> bool:

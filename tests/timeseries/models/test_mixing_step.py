@@ -167,6 +167,18 @@ def test_a_layer_that_was_changed_counts(change: Callable[[MLP], None]) -> None:
         value.backward()
 
 
+def test_steps_in_one_node_or_by_its_layers() -> None:
+    """Or the tests around would compare one path with itself."""
+    for options in ({}, {"gated_attention": False}, {"norm": "batch"}, {"attention_heads": 3}):
+        mixer = forecaster(**SIZES, **DROPOUT, **options).train().encoder.mixers[0]
+        y = mixer(torch.randn(2, 3, mixer.mlp.fc1.in_features, mixer.norm.norm.weight.numel()))
+        one = type(y.grad_fn).__name__ == "_MixingStepBackward"
+        assert one == (not options.keys() & {"norm", "attention_heads"})
+    mixer = forecaster(**SIZES, **DROPOUT).train().encoder.mixers[1]
+    mixer.norm = nn.Identity()
+    assert mixer(torch.randn(2, 3, 15, mixer.mlp.fc1.in_features)).isfinite().all()
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpointing_and_frozen_weights(reentrant: bool) -> None:
     model = forecaster(**SIZES, **DROPOUT).train()
