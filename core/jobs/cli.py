@@ -72,10 +72,10 @@ def job(domain: str, arguments: Sequence[str]) -> JobCLI:
     return JobCLI(domain, with_saved_config(arguments))
 
 
-def check(domain: str, arguments: Sequence[str], commands: Sequence[str]) -> None:
+def check(domain: str, arguments: Sequence[str], commands: Sequence[str]) -> Namespace:
     """Raise what would end ``commands``, of which ``arguments`` begin with the first, before they
-    begin. Reads data and builds the model; opens no run."""
-    JobCLI(domain, with_saved_config(arguments), only_check=commands)
+    begin; the settings of the first. Reads data and builds the model; opens no run."""
+    return JobCLI(domain, with_saved_config(arguments), only_check=commands).config[commands[0]]
 
 
 def _outcome(error: BaseException) -> tuple[int, str]:
@@ -188,6 +188,15 @@ class JobCLI(LightningCLI):
             self.folder = runs.open_folder(Path(options.resume))
             if tracking.rank_zero():
                 runs.check_resumable(self.folder, self.settings)
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if not str(error).startswith("Does not validate"):
+                raise
+            # what a constructor raised, among what else its place may hold
+            raise UsageError(one_line(str(error), self.arguments, ())) from error
 
     # The run
 

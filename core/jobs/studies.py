@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import polars as pl
+from jsonargparse import Namespace
 
 from core.jobs import provenance, tracking
 from core.jobs.cli import check, job
@@ -78,9 +79,21 @@ def _check(domain: str, trials: Sequence[Trial]) -> None:
         checked.add((arguments, trial.train))
         commands = ("fit", "test") if trial.train else ("test",)
         try:
-            check(domain, [commands[0], *trial.arguments], commands)
+            _check_kept(check(domain, [commands[0], *trial.arguments], commands).trainer, trial)
         except UserError as error:
             raise type(error)(f"{_said(trial)}: {error}") from error
+
+
+def _check_kept(trainer: Namespace, trial: Trial) -> None:
+    """Raises UsageError unless the trial leaves the runs and the checkpoint that a study reads."""
+    off = {
+        "logger=false": trainer.logger is False,
+        "fast_dev_run": bool(trainer.fast_dev_run),
+        "enable_checkpointing=false": trial.train and trainer.enable_checkpointing is False,
+    }
+    for setting, given in off.items():
+        if given:
+            raise UsageError(f"trainer.{setting} keeps nothing that a study reads; leave it out")
 
 
 def _without_seed(arguments: Sequence[str]) -> tuple[str, ...]:

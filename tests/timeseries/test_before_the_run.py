@@ -131,6 +131,17 @@ def test_another_look_back_than_in_training(
     ends_before_its_run(server, tmp_path, 2, message, *words)
 
 
+def test_a_model_that_refuses_its_options(server: Server, tmp_path: Path) -> None:
+    options = "--model.init_args.model"
+    words = ["fit", "--config", "x.yaml", f"{options}.init_args.dim=-1"]
+    ends_before_its_run(server, tmp_path, 2, "error: dim is -1; it must be at least 1", *words)
+    statistical = ["StatisticalForecaster", f"{options}.init_args.method=auto_theta"]
+    words = ["test", "--config", "x.yaml", f"{options}={statistical[0]}", statistical[1]]
+    cache = f"{options}.init_args.cache={server.folder / 'x.csv'}"
+    message = f"error: cache {server.folder / 'x.csv'}: [Errno 20] Not a directory"
+    ends_before_its_run(server, tmp_path, 2, message, *words, cache)
+
+
 CONFIGS = {
     "not YAML": (2, "x.yaml", "model: {", "config bad.yaml cannot be read"),
     "unknown key": (2, "horizon: 6", "horizn: 6", "data: unknown key 'horizn'"),
@@ -165,6 +176,25 @@ def test_compare_looks_at_every_config_first(
     assert one_error(output).startswith(f"error: {where}{message}")
     assert (tracked(server), sorted(server.folder.glob("runs/**/*"))) == before
     assert not (server.folder / "new").exists()
+
+
+UNKEPT = ["trainer.logger=false", "trainer.fast_dev_run=true", "trainer.enable_checkpointing=false"]
+
+
+@pytest.mark.parametrize("setting", UNKEPT)
+@pytest.mark.parametrize("command", ["compare", "backtest"])
+def test_a_study_refuses_to_keep_nothing(
+    server: Server, run: str, command: str, setting: str
+) -> None:
+    before = (tracked(server), sorted(server.folder.glob("runs/**/*")))
+    config, first = ("--config", "fold 1") if command == "backtest" else ("--configs", "seed 0")
+    got, output = server.run(command, config, "x.yaml", "--out", "kept.csv", f"--{setting}")
+    assert got == 2, output
+    named = setting.removesuffix("=true")
+    assert f"{first}" in one_error(output)
+    assert f": {named} keeps nothing that a study reads; leave it out" in one_error(output)
+    assert (tracked(server), sorted(server.folder.glob("runs/**/*"))) == before
+    assert not (server.folder / "kept.csv").exists()
 
 
 def tracked(server: Server) -> list[tuple[str, str]]:

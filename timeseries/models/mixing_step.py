@@ -26,7 +26,8 @@ def mixing_step(
     along the last one. (..., dim) -> the same.
 
     gated(y) is y * softmax(gate(y)), or y without a gate. ``mlp`` has the exact GELU. Takes the
-    layers' weights, so hooks on them are not called. Raises RuntimeError for second derivatives.
+    layers' weights and rates and calls none of them. Raises RuntimeError for second derivatives
+    and, as PyTorch words it, for the transforms of torch.func.
     """
     rates = (mlp.dropout.p, dropout.p)
     layers = [norm, mlp.fc1, mlp.fc2] + ([] if gate is None else [gate])

@@ -88,14 +88,12 @@ class AxisMixer(nn.Module):
                 dim, causal=False, heads=heads, rotary_base=None, bias=True, dropout=dropout
             )
             self.attention_norm = FeatureNorm(norm, dim)
-        # As mixing_step computes it, with a layer norm.
-        self.in_one = axis != _CHANNELS and not heads and dropout < 1
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, channels, patches, dim) -> the same."""
-        norm = self.norm.norm
-        if self.training and self.in_one and isinstance(norm, nn.LayerNorm):
-            gate = self.gate.linear if isinstance(self.gate, GatedAttention) else None
+        if self.training and self._in_one():
+            norm, gate = self.norm.norm, getattr(self.gate, "linear", None)
+            assert isinstance(norm, nn.LayerNorm)
             return mixing_step(x, self.axis, norm, self.mlp, self.dropout, gate)
         normed = self.norm(x)
         y = normed.transpose(self.axis, -1)
@@ -108,6 +106,25 @@ class AxisMixer(nn.Module):
             attended = self.attention(normed.flatten(0, 1)).unflatten(0, x.shape[:2])
             y = self.attention_norm(y + attended)
         return x + y
+
+    def _in_one(self) -> bool:
+        """Whether ``mixing_step`` stands for all of it: it calls no layer, it takes their weights
+        and rates."""
+        _, *layers = self.modules()
+        return (
+            self.axis != _CHANNELS
+            and [type(m) for m in layers] in _IN_ONE
+            and all(m.training and not _hooks(m) for m in layers)
+            and max(self.mlp.dropout.p, self.dropout.p) < 1
+        )
+
+
+_PLAIN = [FeatureNorm, nn.LayerNorm, MLP, nn.Linear, nn.Linear, Dropout, Dropout]
+_IN_ONE = ([*_PLAIN, nn.Identity], [*_PLAIN, GatedAttention, nn.Linear])  # in order of modules()
+
+
+def _hooks(m: nn.Module) -> bool:
+    return any((m._forward_pre_hooks, m._forward_hooks, m._backward_pre_hooks, m._backward_hooks))
 
 
 class PatchTSMixerEncoder(nn.Module):

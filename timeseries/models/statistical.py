@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -32,13 +37,13 @@ class StatisticalForecaster(nn.Module):
     its place; ``failures`` counts these. A season longer than the look-back is naive with season 1.
 
     ``processes`` above 1 fit that many rows at a time, in processes that start with the first
-    forecast and take seconds to.
+    forecast and take seconds to. They end with this one, however it ends.
 
     ``cache`` names a folder that keeps every fit (joblib's ``Memory``: pickles of 4 to 10 kB each,
     so let nobody else write there). A fit depends on the look-back alone: other horizons, and a
-    call that was stopped, go on with what is there.
+    call that was stopped, go on with what is there. Other versions of the library fit anew.
 
-    Raises ValueError for a size below 1, an unknown method, and a folder that cannot be made.
+    Raises ValueError for a size below 1, an unknown method, and a folder that cannot be written to.
     """
 
     def __init__(
@@ -77,27 +82,37 @@ class StatisticalForecaster(nn.Module):
 
     def _forecasts(self, rows: Row) -> Iterator[Row]:
         """(horizon,) of each row of ``rows`` (rows, lookback), in their order."""
-        jobs: Sequence[Callable[[], Row]]
-        jobs = [partial(_forecast, self.fit, self.model, row, self.horizon) for row in rows]
-        if self.processes > 1:
-            jobs = [_pool(self.processes).submit(job).result for job in jobs]
-        for job, row in zip(jobs, rows, strict=True):
-            try:
-                with np.errstate(**_QUIET):
-                    mean = job()
-            except BrokenExecutor:  # a process was killed: no fault of the fit
-                raise
-            except Exception:  # the library raises whatever its arithmetic does
-                mean = np.array([np.nan])
-            if not np.isfinite(mean).all():
-                self.failures += 1
-                mean = self.naive.forecast(y=row, h=self.horizon)["mean"]
-            yield mean
+        forecast = partial(_forecast, self.fit, self.model, self.horizon)
+        try:
+            found = _pool(self.processes).map if self.processes > 1 else map
+            for mean, row in zip(found(forecast, rows), rows, strict=True):
+                if not np.isfinite(mean).all():
+                    self.failures += 1
+                    mean = self.naive.forecast(y=row, h=self.horizon)["mean"]
+                yield mean
+        except BrokenExecutor:  # a process was killed: no fault of the fit
+            _pool.cache_clear()  # a broken pool stays broken
+            raise
+
+
+class _Failed(Exception):
+    """The library did not fit a row or forecast from it."""
+
+
+@contextmanager
+def _by_the_library() -> Iterator[None]:
+    """Raises _Failed for whatever the library raises, which is what its arithmetic does; what keeps
+    the fits raises errors of its own."""
+    try:
+        yield
+    except Exception as error:
+        raise _Failed from error
 
 
 def _fit(model: Any, row: Row) -> Any:
     """The library's ``model`` fitted to ``row`` (lookback,); ``model`` itself stays as it is."""
-    return model.new().fit(row)
+    with _by_the_library():
+        return model.new().fit(row)
 
 
 def _kept(folder: str) -> Callable[[Any, Row], Any]:
@@ -105,21 +120,44 @@ def _kept(folder: str) -> Callable[[Any, Row], Any]:
     import statsforecast
     from joblib import Memory
 
-    place = Path(folder) / f"statsforecast-{statsforecast.__version__}"
+    # resolved: a process of the pool may start in another folder
+    place = Path(folder).resolve() / f"statsforecast-{statsforecast.__version__}"
     try:
+        place.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=place).close()  # joblib would only warn, at every fit
         return Memory(place, compress=3, verbose=0).cache(_fit)
     except OSError as error:
         raise ValueError(f"cache {folder}: {error}; name a folder to write to") from None
 
 
-def _forecast(fit: Callable[[Any, Row], Any], model: Any, row: Row, horizon: int) -> Row:
-    """(horizon,) after ``row`` (lookback,)."""
-    mean: Row = fit(model, row).predict(h=horizon)["mean"]
-    return mean
+def _forecast(fit: Callable[[Any, Row], Any], model: Any, horizon: int, row: Row) -> Row:
+    """(horizon,) after ``row`` (lookback,); a NaN where the library fails."""
+    try:
+        with np.errstate(**_QUIET):
+            fitted = fit(model, row)
+            with _by_the_library():
+                mean: Row = fitted.predict(h=horizon)["mean"]
+                return mean
+    except _Failed:
+        return np.array([np.nan])
 
 
 @cache
 def _pool(processes: int) -> ProcessPoolExecutor:
     # not forked: a fork of a process with threads or a GPU's context may hang
     spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(processes, spawn, partial(np.seterr, **_QUIET))
+    return ProcessPoolExecutor(processes, spawn, _begin)
+
+
+def _begin() -> None:
+    """What a process of the pool does first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed tells nobody; the pool's processes would wait for it for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

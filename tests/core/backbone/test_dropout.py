@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -38,3 +40,39 @@ def test_holds_a_byte_a_number_for_the_backward_pass() -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         Dropout(0.3)(torch.randn(1000, requires_grad=True))
     assert sum(held) == 1000
+
+
+def test_second_derivatives_are_pytorchs() -> None:
+    x = torch.randn(40, dtype=torch.float64, requires_grad=True)
+    results = []
+    for kind in (Dropout, nn.Dropout):
+        torch.manual_seed(0)
+        (first,) = torch.autograd.grad((kind(0.3)(x) ** 3).sum(), x, create_graph=True)
+        results.append(torch.autograd.grad(first.square().sum(), x))
+    assert_close(*results)
+
+
+def test_gradients_of_each_sample_are_pytorchs() -> None:
+    x = torch.randn(4, 30)
+    results = []
+    for kind in (Dropout, nn.Dropout):
+        torch.manual_seed(0)
+        gradient = torch.func.grad(lambda row, drop: (drop(row) ** 3).sum())
+        each = torch.func.vmap(gradient, in_dims=(0, None), randomness="different")
+        results.append(each(x, kind(0.3)))
+    assert_close(*results)
+
+
+def test_what_nothing_flows_back_to() -> None:
+    class Stop(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> None:
+            return None
+
+    x = torch.randn(5, requires_grad=True)
+    Stop.apply(Dropout(0.3)(x)).sum().backward()
+    assert x.grad is None or not x.grad.any()

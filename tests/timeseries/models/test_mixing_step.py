@@ -12,9 +12,12 @@ import torch
 from patchtsmixer_cases import forecaster, published, under_our_names, window
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 from transformers import PatchTSMixerForPrediction
 
+from core.backbone import MLP
 from timeseries.models.patchtsmixer import PatchTSMixer
 
 SIZES = {"lookback": 64, "horizon": 16, "channels": 3}
@@ -107,3 +110,90 @@ def test_all_may_drop() -> None:
     value = loss(model, window(2, 64, 3), window(2, 16, 3))
     assert value.isfinite()
     assert all(gradient.isfinite().all() for gradient in gradients(model, value))
+
+
+def test_dropout_follows_its_layers() -> None:
+    """Layers in eval drop nothing, and a rate that is changed counts."""
+    still, model = forecaster(**SIZES, dropout=0.0, head_dropout=0.0), forecaster(**SIZES)
+    model.load_state_dict(still.state_dict())
+    past, future = window(4, 64, 3), window(4, 16, 3)
+    wanted = gradients(still.train(), loss(still, past, future))
+    layers = [m for m in model.train().modules() if isinstance(m, nn.Dropout)]
+    for layer in layers:
+        layer.eval()
+    assert_close(gradients(model, loss(model, past, future)), wanted)
+    model.train()
+    for layer in layers:
+        layer.p = 0.0
+    assert_close(gradients(model, loss(model, past, future)), wanted)
+    for layer in layers[:-1]:  # all but the head's
+        layer.p = 1.0
+    assert loss(model, past, future).isfinite()
+
+
+class Nothing(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 0
+
+
+def hooked(mlp: MLP) -> None:
+    mlp.fc2.register_forward_hook(lambda layer, inputs, y: y * 0)
+
+
+def replaced(mlp: MLP) -> None:
+    mlp.fc2 = Nothing(mlp.fc2.in_features, mlp.fc2.out_features)
+
+
+def pruned(mlp: MLP) -> None:
+    prune.l1_unstructured(mlp.fc2, "weight", amount=1.0)
+    prune.l1_unstructured(mlp.fc2, "bias", amount=1.0)
+
+
+@pytest.mark.parametrize("change", [hooked, replaced, pruned])
+def test_a_layer_that_was_changed_counts(change: Callable[[MLP], None]) -> None:
+    """Each way brings to nothing what weights of 0 would, in a second step too."""
+    options = {"dropout": 0.0, "head_dropout": 0.0}
+    model, zeroed = forecaster(**SIZES, **options).train(), forecaster(**SIZES, **options).train()
+    zeroed.load_state_dict(model.state_dict())
+    for mixer in zeroed.encoder.mixers:
+        nn.init.zeros_(mixer.mlp.fc2.weight)
+        nn.init.zeros_(mixer.mlp.fc2.bias)
+    for mixer in model.encoder.mixers:
+        change(mixer.mlp)
+    past, future = window(4, 64, 3), window(4, 16, 3)
+    for _ in range(2):
+        value = loss(model, past, future)
+        assert_close(value, loss(zeroed, past, future))
+        value.backward()
+
+
+def test_steps_in_one_node_or_by_its_layers() -> None:
+    """Or the tests around would compare one path with itself."""
+    for options in ({}, {"gated_attention": False}, {"norm": "batch"}, {"attention_heads": 3}):
+        mixer = forecaster(**SIZES, **DROPOUT, **options).train().encoder.mixers[0]
+        y = mixer(torch.randn(2, 3, mixer.mlp.fc1.in_features, mixer.norm.norm.weight.numel()))
+        one = type(y.grad_fn).__name__ == "_MixingStepBackward"
+        assert one == (not options.keys() & {"norm", "attention_heads"})
+    mixer = forecaster(**SIZES, **DROPOUT).train().encoder.mixers[1]
+    mixer.norm = nn.Identity()
+    assert mixer(torch.randn(2, 3, 15, mixer.mlp.fc1.in_features)).isfinite().all()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_and_frozen_weights(reentrant: bool) -> None:
+    model = forecaster(**SIZES, **DROPOUT).train()
+    past, future = window(4, 64, 3).requires_grad_(), window(4, 16, 3)
+    torch.manual_seed(1)
+    wanted = torch.autograd.grad(loss(model, past, future), [past, *model.parameters()])
+    kept = {f"encoder.mixers.{layer}" for layer in ("1.mlp.fc1.weight", "2.norm.norm.bias")}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in kept)
+    torch.manual_seed(1)
+    forecast = checkpoint(model, past, past, future, use_reentrant=reentrant)
+    F.mse_loss(forecast, future).backward()
+    assert_close(past.grad, wanted[0])
+    for (name, parameter), gradient in zip(model.named_parameters(), wanted[1:], strict=True):
+        if name in kept:
+            assert_close(parameter.grad, gradient)
+        else:
+            assert parameter.grad is None

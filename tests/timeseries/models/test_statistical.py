@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -20,6 +29,7 @@ from timeseries.models import statistical
 from timeseries.models.statistical import StatisticalForecaster
 from timeseries.tasks import Forecasting
 
+ROOT = Path(__file__).parents[3]
 LOOKBACK, HORIZON, CHANNELS, SEASON = 36, 7, 2, 6
 LIBRARY = {
     "seasonal_naive": SeasonalNaive(SEASON),
@@ -160,6 +170,53 @@ def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         build("auto_theta", cache=str(file))
 
 
+def test_a_cache_that_cannot_be_written_to_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build("auto_theta", cache=str(tmp_path))
+
+    def refused(*args: Any, **options: Any) -> Any:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "open", refused)  # root may write wherever the disk lets it
+    with pytest.raises(ValueError, match=r"cache .*: .*Read-only file system; name a folder to"):
+        build("auto_theta", cache=str(tmp_path))
+
+
+def test_a_cache_that_goes_away_is_no_failed_fit(tmp_path: Path) -> None:
+    """joblib raises, or warns, which is an error here. Neither may make a forecast naive."""
+    model = build("auto_theta", cache=str(tmp_path / "fits"))
+    shutil.rmtree(tmp_path / "fits")
+    (tmp_path / "fits").touch()
+    with pytest.raises((OSError, Warning), match="Not a directory"):
+        model(*windows())
+    assert model.failures == 0
+
+
+def test_a_damaged_fit_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    batch = windows()
+    whole = build("auto_theta", cache=str(tmp_path))(*batch)
+    files = sorted(tmp_path.rglob("output.pkl"))
+    sizes = [file.stat().st_size for file in files]
+    for file in files:
+        file.write_bytes(file.read_bytes()[:100])
+    assert torch.equal(build("auto_theta", cache=str(tmp_path))(*batch), whole)
+    assert caplog.text.count("Exception while loading") == len(files) == 2 * CHANNELS
+    assert [file.stat().st_size for file in files] == sizes
+
+
+def test_a_cache_is_where_the_model_was_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "later").mkdir()
+    monkeypatch.chdir(tmp_path)
+    model = build("auto_theta", cache="fits")
+    monkeypatch.chdir("later")
+    model(*windows())
+    assert list(tmp_path.glob("fits/**/output.pkl"))
+    assert not list(Path.cwd().iterdir())
+
+
 def test_a_season_longer_than_the_look_back() -> None:
     batch = windows(lookback=5)
     model = build("seasonal_naive", lookback=5)
@@ -188,16 +245,86 @@ def test_rows_keep_their_order_in_parallel(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_killed_process_is_no_failed_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the next forecast has a pool that works."""
+    pools: list[Killed] = []
+
     class Killed(ThreadPoolExecutor):
+        def __init__(self, processes: int) -> None:
+            super().__init__(processes)
+            pools.append(self)
+
         def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+            if self is not pools[0]:
+                return super().submit(fn, *args, **kwargs)
             raised: Future = Future()
             raised.set_exception(BrokenExecutor("a process was killed"))
             return raised
 
-    monkeypatch.setattr(statistical, "_pool", Killed)
+    monkeypatch.setattr(statistical, "_pool", cache(Killed))
     model = build("auto_theta", processes=2)
     with pytest.raises(BrokenExecutor):
         model(*windows())
+    assert torch.equal(model(*windows()), build("auto_theta")(*windows()))
+    assert model.failures == 0
+    pools[1].shutdown()
+
+
+def test_an_interrupted_forecast_leaves_no_fits_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Any] = []
+    interrupted = Event()
+
+    def fit(library: Any, row: Any) -> Any:
+        begun.append(row)
+        if len(begun) == 1:
+            raise KeyboardInterrupt
+        interrupted.wait()
+        return library.new().fit(row)
+
+    model = build("auto_theta", processes=2)
+    monkeypatch.setattr(model, "fit", fit)
+    with ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(statistical, "_pool", cache(lambda processes: pool))
+        with pytest.raises(KeyboardInterrupt):
+            model(*windows(batch=4))
+        interrupted.set()
+    assert len(begun) <= 2  # of 8: the first, and one that began beside it
+
+
+_PARENT = """
+import os, sys, time
+from timeseries.models import statistical
+
+if __name__ == "__main__":
+    pool = statistical._pool(2)
+    ready = pool.submit(os.getpid)
+    busy = [pool.submit(time.sleep, 600) for _ in range(4)]
+    if sys.argv[1] == "at work":
+        ready.result()
+    print("now", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("moment", ["as they start", "at work"])
+def test_processes_end_with_a_parent_that_is_killed(moment: str, tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(_PARENT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, script, moment],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "now\n"
+        parent.kill()
+        try:
+            parent.communicate(timeout=60)  # ends when no process holds the output
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(parent.pid, signal.SIGKILL)
 
 
 @pytest.mark.slow
