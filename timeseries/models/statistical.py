@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from timeseries.models.sizes import check_sizes
 
 Row = NDArray[np.float64]
 _QUIET: Any = {"invalid": "ignore"}  # the test for seasons divides 0 by 0 on a constant look-back
+_NAIVE = "has no forecast for a look-back; where so, the seasonal naive forecast counts as its own"
 
 
 class StatisticalForecaster(nn.Module):
@@ -34,7 +36,8 @@ class StatisticalForecaster(nn.Module):
     ``auto_arima`` has the library's defaults (Hyndman and Khandakar 2008).
 
     Where a fit fails, or its forecast is not finite, the library's seasonal naive forecast takes
-    its place; ``failures`` counts these. A season longer than the look-back is naive with season 1.
+    its place: a warning says so once, ``failures`` counts these. A season longer than the look-back
+    is naive with season 1.
 
     ``processes`` above 1 fit that many rows at a time, in processes that start with the first
     forecast and take seconds to. They end with this one, however it ends.
@@ -70,7 +73,7 @@ class StatisticalForecaster(nn.Module):
             raise ValueError(f"method is {method!r}; give one of {', '.join(models)}")
         self.model = models[method]
         self.fit = _fit if cache is None else _kept(cache)
-        self.horizon, self.processes = horizon, processes
+        self.method, self.horizon, self.processes = method, horizon, processes
         self.failures = 0
 
     @torch.no_grad()
@@ -87,6 +90,8 @@ class StatisticalForecaster(nn.Module):
             found = _pool(self.processes).map if self.processes > 1 else map
             for mean, row in zip(found(forecast, rows), rows, strict=True):
                 if not np.isfinite(mean).all():
+                    if not self.failures:
+                        warnings.warn(f"{self.method} {_NAIVE}", stacklevel=2)
                     self.failures += 1
                     mean = self.naive.forecast(y=row, h=self.horizon)["mean"]
                 yield mean
