@@ -249,7 +249,8 @@ class JobCLI(LightningCLI):
     def _load_weights(self, path: Path | None) -> str:
         """The version of the model whose weights ``path`` holds."""
         if path is None:
-            _warn("no --ckpt_path; the weights are those the model starts with")
+            if any(True for _ in self.model.parameters()):  # a baseline has none
+                _warn("no --ckpt_path; the weights are those the model starts with")
             return f"untrained-{provenance.config_hash({'model': self.settings['model']})[:12]}"
         for line in load_weights(self.model, path, self.settings["model"]):
             _warn(line)

@@ -283,6 +283,7 @@ def test_a_model_that_is_not_trained(server: Server, run: str) -> None:
     given = ("--hierarchy", "meters.csv", "--levels", "total", "kind", "--methods", "ols")
     code, said = server.run("reconcile", *given, *words)
     assert code == 0, said
+    assert "no --ckpt_path" not in said  # there are no weights
     rows = pl.read_parquet(server.folder / "naive" / "reconciled.parquet")
     assert rows["origin"].n_unique() == len(range(0, 240 - HORIZON + 1, 50))
     assert np.allclose(rows["ols"], rows["forecast"], atol=1e-5)
