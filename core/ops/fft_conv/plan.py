@@ -39,6 +39,11 @@ class Tile:
         return {"COLS": self.cols, "REPEAT": self.repeat, "HALF": self.band < 1}
 
     @property
+    def norm(self) -> float:
+        """What undoes two transforms and an inverse one."""
+        return 1 / (self.gain**3 * self.size)
+
+    @property
     def planes(self) -> int:
         """Of a spectrum: half the frequencies are half the numbers."""
         return 2 if self.band == 1 else 1

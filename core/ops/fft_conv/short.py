@@ -129,7 +129,7 @@ def _convolve(
         windows.behind if conj else windows.lead,
         windows.hop,
         groups,
-        1 / (tile.gain**3 * tile.size),
+        tile.norm,
         **tile.layout,
         TILES=each,
         CONJ=conj,
@@ -168,7 +168,6 @@ def _correlate(
         sums = u.new_empty(tile.planes, groups, channels, TILE, dtype=torch.float32)
         skip_sums = u.new_empty(groups, channels, dtype=torch.float32)
     constants = tile_constants(tile, 0.25, u.device)
-    norm = 1 / (tile.gain**3 * tile.size)
     short_kernel.correlate_kernel[(channels * groups,)](
         u,
         pre_rows,
@@ -188,7 +187,7 @@ def _correlate(
         each,
         dh.shape[-1],
         zero,
-        norm,
+        tile.norm,
         **tile.layout,
         WINDOWED=windows.count > 1,
         WHOLE=whole,
@@ -212,7 +211,7 @@ def _correlate(
             channels,
             dh.shape[1],
             zero,
-            norm,
+            tile.norm,
             **tile.layout,
             HAS_REVERSE=zero > 0,
             num_warps=WARPS,
