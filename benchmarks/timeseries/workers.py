@@ -225,7 +225,7 @@ class Table:
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
         part = self.path.with_suffix(".part")
         with part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
         part.replace(self.path)
