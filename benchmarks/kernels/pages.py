@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import marks
 from benchmarks.kernels.notes import Shape, note_lengths
 from benchmarks.kernels.reports import BANDWIDTH, OURS
+from benchmarks.marks import lines
 
 HERE = Path(__file__).parent
 PRODUCTS = 6.87e14  # operations a second of a large bf16 product on one H100
@@ -28,12 +30,6 @@ def cases(report: Report, **where: object) -> list[tuple[Row, dict[str, Row]]]:
             _, rows = found.setdefault(json.dumps(row["case"]), (row["case"], {}))
             rows[row["contestant"]] = row
     return list(found.values())
-
-
-def lines(head: list[str], body: list[list[str]]) -> str:
-    rule = "|" + "---|" * len(head)
-    first, *rest = (f"| {' | '.join(cells)} |" for cells in (head, *body))
-    return "\n".join([first, rule, *rest])
 
 
 def ms(row: Row | None, *columns: str) -> str:
@@ -265,16 +261,12 @@ PAGES: Mapping[Path, Mapping[str, tuple[str, Callable[[Report], str]]]] = {
 
 def filled(page: Path) -> str:
     """The page with its tables made anew."""
-    text = page.read_text()
-    for mark, (name, make) in PAGES[page].items():
-        report = json.loads((HERE / "results" / f"{name}.json").read_text())
-        begin, end = (f"<!-- {mark}: {side} -->" for side in ("begin", "end"))
-        before, found, rest = text.partition(f"{begin}\n")
-        _, closed, after = rest.partition(f"\n{end}")
-        if not (found and closed):
-            raise SystemExit(f"error: {page} needs the marks {begin} and {end}")
-        text = before + found + make(report) + closed + after
-    return text
+    reports = HERE / "results"
+    made = {
+        mark: make(json.loads((reports / f"{name}.json").read_text()))
+        for mark, (name, make) in PAGES[page].items()
+    }
+    return marks.filled(page, made)
 
 
 def main() -> None:
