@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -198,41 +199,40 @@ class JobCLI(LightningCLI):
             # what a constructor raised, among what else its place may hold
             raise UsageError(one_line(str(error), self.arguments, ())) from error
 
-    # The run
+    # What can be known to fail, before a run is opened for it
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options = self.config_init[self.command]
         registers = self.command == "fit" and options.tracking.register_model
         if self.command == "predict" or registers:
             self._require_records()
+        trainer = self._built_trainer(options.trainer)
         self._check(options.ckpt_path)
-        given = options.trainer
+        return trainer
+
+    def _built_trainer(self, given: Namespace) -> Trainer:
+        """Without a run. Raises UsageError for settings that no trainer can have."""
         terminal = sys.stderr.isatty()
         callbacks = list(given.callbacks or [])
-        loggers: list[Any] = []
-        tracked = given.logger is not False and not given.fast_dev_run and not self.only_check
-        if tracked and tracking.rank_zero():
-            self._open_run(options.tracking)
-            loggers = [self.tracker, *_as_list(given.logger)]
-        if tracked and self.command == "fit" and given.enable_checkpointing is not False:
-            folder = self.folder.checkpoints if self.folder else None
-            callbacks.append(RunCheckpoints(options.checkpoints, folder, self.tracker))
         if terminal and given.enable_progress_bar is not False:
             callbacks.append(RichProgressBar())
         quiet: dict[str, Any] = {
             key: terminal if given[key] is None else given[key]
             for key in ("enable_progress_bar", "enable_model_summary")
         }
-        return super().instantiate_trainer(
-            logger=loggers or False,
-            callbacks=callbacks,
-            enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
-            **quiet,
-        )
+        try:
+            return super().instantiate_trainer(
+                logger=False,
+                callbacks=callbacks,
+                enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
+                **quiet,
+            )
+        except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+            raise UsageError(f"trainer: {str(error).rstrip('.')}") from error
 
     def _check(self, checkpoint: str | None) -> None:
         """Let bad data, a checkpoint that does not fit, and predictions that cannot go where they
-        should end the command before a run is opened for it."""
+        should end the command."""
         path = None
         if checkpoint is not None:
             path, self.origin = runs.find_checkpoint(Path(checkpoint))
@@ -273,6 +273,23 @@ class JobCLI(LightningCLI):
                 f"data {type(self.datamodule).__name__} cannot be predicted record by record; "
                 "give a subclass of core.jobs.data.RecordDataModule"
             )
+
+    # The run
+
+    def _track(self) -> None:
+        """Open the run that the trainer logs to and leaves its checkpoints in."""
+        options = self.config_init[self.command]
+        given = options.trainer
+        if given.logger is False or given.fast_dev_run or given.barebones:
+            return
+        if tracking.rank_zero():
+            self._open_run(options.tracking)
+            assert self.tracker is not None
+            self.trainer.loggers = [self.tracker, *_as_list(given.logger)]
+        if self.command == "fit" and given.enable_checkpointing is not False:
+            folder = self.folder.checkpoints if self.folder else None
+            checkpoints = RunCheckpoints(options.checkpoints, folder, self.tracker)
+            self.trainer.callbacks.append(checkpoints)  # type: ignore[attr-defined]
 
     def _open_run(self, config: tracking.TrackingConfig) -> None:
         if self.folder is not None:
@@ -369,6 +386,7 @@ class JobCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         if not self.only_check:
+            self._track()
             super()._run_subcommand(subcommand)
 
     def fit(self, model: LightningModule, datamodule: LightningDataModule, **_: Any) -> None:
