@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
-import re
 import sys
 import traceback
 import warnings
@@ -27,6 +26,7 @@ from core.jobs import provenance, runs, tracking
 from core.jobs.checkpoints import CheckpointConfig, RunCheckpoints
 from core.jobs.data import Record, RecordDataModule
 from core.jobs.errors import DONE, OTHER, UsageError, UserError
+from core.jobs.opening import Command, new_run, snake, take_up
 from core.jobs.predictions import PredictionConfig, check_job, check_limit, predict
 from core.jobs.runs import RunFolder
 from core.jobs.shards import unpredicted
@@ -283,88 +283,19 @@ class JobCLI(LightningCLI):
         if given.logger is False or given.fast_dev_run or given.barebones:
             return
         if tracking.rank_zero():
-            self._open_run(options.tracking)
-            assert self.tracker is not None
+            self.tracker = self._open_run(options.tracking)
             self.trainer.loggers = [self.tracker, *_as_list(given.logger)]
         if self.command == "fit" and given.enable_checkpointing is not False:
             folder = self.folder.checkpoints if self.folder else None
             checkpoints = RunCheckpoints(options.checkpoints, folder, self.tracker)
             self.trainer.callbacks.append(checkpoints)  # type: ignore[attr-defined]
 
-    def _open_run(self, config: tracking.TrackingConfig) -> None:
+    def _open_run(self, config: tracking.TrackingConfig) -> tracking.RunLogger:
+        command = Command(self.domain, self.command, self.model, self.datamodule, self.settings)
         if self.folder is not None:
-            uri = self.folder.run.tracking_uri
-            with tracking.readable_errors(uri), tracking.one_at_a_time(uri):
-                tracking.sweep(uri, self.domain)
-                self._take_up(self.folder)
-            return
-        uri = tracking.tracking_uri(config)
-        with tracking.readable_errors(uri), tracking.one_at_a_time(uri):
-            tracking.sweep(uri, self.domain)
-            self.folder = self._new_run(uri, config)
-            self.tracker = tracking.RunLogger(uri, self.folder.run.run_id, self.folder.path)
-            self.tracker.log_config(self.settings, self.folder.config_file)
-            if self.manifest:
-                name = snake(type(self.datamodule).__name__)
-                self.tracker.log_data(self.manifest, name, self.command)
-
-    def _new_run(self, uri: str, config: tracking.TrackingConfig) -> RunFolder:
-        self.manifest = self._data_manifest()
-        task = snake(type(self.model).__name__)
-        experiment = config.experiment or f"{self.domain}/{task}"
-        seed = self.settings["seed_everything"]
-        data = snake(type(self.datamodule).__name__)
-        name = config.run_name or f"{model_name(self.settings['model'])}-{data}-s{seed}"
-        if self.command != "fit":
-            name = f"{self.command}-{name}"
-        config_sha256 = provenance.config_hash(self.settings)
-        process = provenance.process_tags()
-        tags = {
-            "domain": self.domain,
-            "command": self.command,
-            "config.sha256": config_sha256,
-            "seed": str(seed),
-            "device": provenance.device(),
-            **provenance.git_state(),
-            **provenance.versions(),
-            **process,
-            **(config.tags or {}),
-        }
-        root = Path(config.root)
-        run_id = tracking.create_run(uri, experiment, name, tags, root / "artifacts")
-        digest = provenance.data_digest(self.manifest) if self.manifest else None
-        record = runs.Run(
-            run_id, uri, experiment, name, self.command, config_sha256, digest, process
-        )
-        return runs.new_folder(root, record, self.settings)
-
-    def _data_manifest(self) -> list[dict[str, Any]]:
-        files = getattr(self.datamodule, "digest_files", None)
-        paths = files() if callable(files) else []
-        manifest = provenance.data_manifest(paths)
-        if isinstance(self.datamodule, RecordDataModule):
-            repairs = self.datamodule.repairs()
-            for path, entry in zip(paths, manifest, strict=True):
-                if repairs.get(path):
-                    entry["repairs"] = repairs[path]
-        return manifest
-
-    def _take_up(self, folder: RunFolder) -> None:
-        """Go on in the run of ``folder``."""
-        manifest = self._data_manifest()
-        if manifest and provenance.data_digest(manifest) != folder.run.data_digest:
-            raise UsageError(
-                f"{folder.path}: the data files have changed since this run began; "
-                "start a new run without --resume"
-            )
-        self.tracker = tracking.RunLogger(
-            folder.run.tracking_uri, folder.run.run_id, folder.path, resumed=True
-        )
-        folder.run.process = provenance.process_tags()
-        folder.run.state = "RUNNING"
-        folder.save()
-        folder.save_config(self.settings)
-        self.tracker.reopen(folder.run.process)
+            return take_up(command, self.folder)
+        self.folder, logger = new_run(command, config)
+        return logger
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
@@ -510,17 +441,6 @@ def fill_in_facts(options: Namespace) -> None:
 @rank_zero_only
 def _warn(line: str) -> None:
     sys.stderr.write(f"warning: {line}\n")
-
-
-def snake(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-
-
-def model_name(settings: Mapping[str, Any]) -> str:
-    """The network inside a task's settings if it is a class of its own, else the task."""
-    inner = (settings.get("init_args") or {}).get("model")
-    chosen = inner if isinstance(inner, Mapping) and "class_path" in inner else settings
-    return snake(str(chosen["class_path"]).rpartition(".")[2])
 
 
 def _as_list(value: Any) -> list[Any]:

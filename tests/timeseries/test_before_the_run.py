@@ -11,10 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 from forked_cli import Server
+from series_commands import ROWS, table
 
-HOURS = [f"2024-01-{1 + h // 24:02d} {h % 24:02d}:00" for h in range(120)]
-ROWS = [f"{name},{stamp},{(7 * h) % 24}" for name in "ab" for h, stamp in enumerate(HOURS)]
-HEADER = "unique_id,ds,y"
 AUTOFORMER = {  # whose weights fit any look-back and horizon
     "class_path": "timeseries.models.Autoformer",
     "init_args": {"dim": 8, "feedforward": 8, "label_length": 6, "moving_average": 5},
@@ -35,10 +33,6 @@ CONFIG = {
         },
     },
 }
-
-
-def table(rows: list[str], header: str = HEADER) -> str:
-    return "\n".join([header, *rows]) + "\n"
 
 
 @pytest.fixture(scope="module")
