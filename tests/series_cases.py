@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,18 @@ from typing import Any
 import pytest
 
 from core.jobs.errors import DataError
+from timeseries.data.layout import Roles
 from timeseries.data.series import Series, read_series
 
 LONG = "unique_id,ds,y\n"
+ROLES = [field.name for field in fields(Roles)]
 
 
 def read(folder: Path, text: str, name: str = "x.csv", **options: Any) -> list[Series]:
+    """``options`` are those of ``read_series`` and the roles of columns."""
     (folder / name).write_text(text)
-    return read_series(folder / name, **options)
+    roles = {key: options.pop(key) for key in ROLES if key in options}
+    return read_series(folder / name, Roles(**roles), **options)
 
 
 def refused(folder: Path, text: str, **options: Any) -> str:

@@ -23,6 +23,7 @@ from core.jobs.studies import parent_run
 from timeseries.data import calendar
 from timeseries.data.forecasts import ForecastWindows
 from timeseries.data.hierarchy import ALL, BOTTOM, Hierarchy, read_hierarchy
+from timeseries.data.layout import Roles
 from timeseries.data.series import Policies, read_series
 from timeseries.studies import Parser, data_module, print_table
 from timeseries.tasks.figures import level_figure
@@ -76,9 +77,8 @@ def aggregate(arguments: Sequence[str]) -> None:
         raise UsageError(f"{out}: is the input itself; give another --out")
     hierarchy = read_hierarchy(Path(given.path), given.levels, given.series)
     policies = Policies(**{name: vars(given)[f"policies.{name}"] for name in rules})
-    bottom = read_series(
-        Path(given.path), given.time, given.series, given.targets, policies, given.frequency
-    )
+    roles = Roles(given.time, given.series, given.targets)
+    bottom = read_series(Path(given.path), roles, policies, given.frequency)
     values = hierarchy.aggregated(bottom)
     names, stamps = hierarchy.names, bottom[0].stamps
     columns = {given.series: np.repeat(names, len(stamps)), given.time: np.tile(stamps, len(names))}

@@ -24,6 +24,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from timeseries.data import calendar
+from timeseries.data.layout import Roles
 from timeseries.data.protocol import Protocol
 from timeseries.data.series import Series, read_series
 from timeseries.data.windows import Fitted, Scale, Windows
@@ -33,7 +34,7 @@ BATCH = 32
 
 
 def long(path: Path) -> list[Series]:
-    [wide] = read_series(path, time="date", series=None)
+    [wide] = read_series(path, Roles("date", None))
     return [
         Series(name, ("y",), wide.stamps, wide.values[:, i : i + 1], wide.frequency)
         for name, i in sorted((name, i) for i, name in enumerate(wide.channels))

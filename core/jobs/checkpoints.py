@@ -15,6 +15,7 @@ import math
 import os
 import random
 import signal
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,8 @@ class CheckpointConfig:
         every_n_train_steps: optimizer steps between two writes of ``last.ckpt``; it is also
             written at the end of each epoch and when the run is stopped.
         monitor: metric that decides ``best.ckpt``. Null: ``val/loss`` if it is logged, else the
-            last weights are the best.
+            last weights are the best. A name in ``val/`` must be logged by the sanity check, any
+            other by the first validation.
         mode: whether a small or a large value is good.
     """
 
@@ -155,7 +157,12 @@ class RunCheckpoints(Checkpoint):
                 self._pending.unlink()
 
     def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
+        if trainer.state.fn != "fit":
+            return
+        if trainer.sanity_checking:
+            # A mistyped name should not cost an epoch; metrics of training are not there yet.
+            if (self.config.monitor or "").startswith("val/"):
+                self._monitored(trainer.callback_metrics)
             return
         self._save_best(trainer)
         if not trainer.is_last_batch and (self._asked(trainer) or self._due):
@@ -197,16 +204,23 @@ class RunCheckpoints(Checkpoint):
 
     # best.ckpt
 
+    def _monitored(self, metrics: Mapping[str, Any]) -> str | None:
+        """The metric that decides, if any. Raises UsageError for one that is asked for in vain."""
+        monitor = self.config.monitor or "val/loss"
+        if monitor in metrics:
+            return monitor
+        if self.config.monitor is None:
+            return None
+        raise UsageError(
+            f"checkpoints.monitor '{monitor}' is not among the logged metrics "
+            f"{', '.join(sorted(metrics))}{did_you_mean(monitor, metrics)}"
+        )
+
     def _save_best(self, trainer: Trainer) -> None:
         metrics = trainer.callback_metrics
-        monitor = self.config.monitor or "val/loss"
-        if monitor not in metrics:
-            if self.config.monitor is None:
-                return
-            raise UsageError(
-                f"checkpoints.monitor '{monitor}' is not among the logged metrics "
-                f"{', '.join(sorted(metrics))}{did_you_mean(monitor, metrics)}"
-            )
+        monitor = self._monitored(metrics)
+        if monitor is None:
+            return
         # Ranks may have metrics of their own; all must take part in a save, or none.
         score = trainer.strategy.broadcast(float(metrics[monitor]))
         sign = 1 if self.config.mode == "min" else -1

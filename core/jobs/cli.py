@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
-import re
 import sys
 import traceback
 import warnings
@@ -17,6 +16,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -26,6 +26,7 @@ from core.jobs import provenance, runs, tracking
 from core.jobs.checkpoints import CheckpointConfig, RunCheckpoints
 from core.jobs.data import Record, RecordDataModule
 from core.jobs.errors import DONE, OTHER, UsageError, UserError
+from core.jobs.opening import Command, new_run, snake, take_up
 from core.jobs.predictions import PredictionConfig, check_job, check_limit, predict
 from core.jobs.runs import RunFolder
 from core.jobs.shards import unpredicted
@@ -198,41 +199,40 @@ class JobCLI(LightningCLI):
             # what a constructor raised, among what else its place may hold
             raise UsageError(one_line(str(error), self.arguments, ())) from error
 
-    # The run
+    # What can be known to fail, before a run is opened for it
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options = self.config_init[self.command]
         registers = self.command == "fit" and options.tracking.register_model
         if self.command == "predict" or registers:
             self._require_records()
+        trainer = self._built_trainer(options.trainer)
         self._check(options.ckpt_path)
-        given = options.trainer
+        return trainer
+
+    def _built_trainer(self, given: Namespace) -> Trainer:
+        """Without a run. Raises UsageError for settings that no trainer can have."""
         terminal = sys.stderr.isatty()
         callbacks = list(given.callbacks or [])
-        loggers: list[Any] = []
-        tracked = given.logger is not False and not given.fast_dev_run and not self.only_check
-        if tracked and tracking.rank_zero():
-            self._open_run(options.tracking)
-            loggers = [self.tracker, *_as_list(given.logger)]
-        if tracked and self.command == "fit" and given.enable_checkpointing is not False:
-            folder = self.folder.checkpoints if self.folder else None
-            callbacks.append(RunCheckpoints(options.checkpoints, folder, self.tracker))
         if terminal and given.enable_progress_bar is not False:
             callbacks.append(RichProgressBar())
         quiet: dict[str, Any] = {
             key: terminal if given[key] is None else given[key]
             for key in ("enable_progress_bar", "enable_model_summary")
         }
-        return super().instantiate_trainer(
-            logger=loggers or False,
-            callbacks=callbacks,
-            enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
-            **quiet,
-        )
+        try:
+            return super().instantiate_trainer(
+                logger=False,
+                callbacks=callbacks,
+                enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
+                **quiet,
+            )
+        except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+            raise UsageError(f"trainer: {str(error).rstrip('.')}") from error
 
     def _check(self, checkpoint: str | None) -> None:
         """Let bad data, a checkpoint that does not fit, and predictions that cannot go where they
-        should end the command before a run is opened for it."""
+        should end the command."""
         path = None
         if checkpoint is not None:
             path, self.origin = runs.find_checkpoint(Path(checkpoint))
@@ -274,80 +274,28 @@ class JobCLI(LightningCLI):
                 "give a subclass of core.jobs.data.RecordDataModule"
             )
 
-    def _open_run(self, config: tracking.TrackingConfig) -> None:
-        if self.folder is not None:
-            uri = self.folder.run.tracking_uri
-            with tracking.readable_errors(uri), tracking.one_at_a_time(uri):
-                tracking.sweep(uri, self.domain)
-                self._take_up(self.folder)
+    # The run
+
+    def _track(self) -> None:
+        """Open the run that the trainer logs to and leaves its checkpoints in."""
+        options = self.config_init[self.command]
+        given = options.trainer
+        if given.logger is False or given.fast_dev_run or given.barebones:
             return
-        uri = tracking.tracking_uri(config)
-        with tracking.readable_errors(uri), tracking.one_at_a_time(uri):
-            tracking.sweep(uri, self.domain)
-            self.folder = self._new_run(uri, config)
-            self.tracker = tracking.RunLogger(uri, self.folder.run.run_id, self.folder.path)
-            self.tracker.log_config(self.settings, self.folder.config_file)
-            if self.manifest:
-                name = snake(type(self.datamodule).__name__)
-                self.tracker.log_data(self.manifest, name, self.command)
+        if tracking.rank_zero():
+            self.tracker = self._open_run(options.tracking)
+            self.trainer.loggers = [self.tracker, *_as_list(given.logger)]
+        if self.command == "fit" and given.enable_checkpointing is not False:
+            folder = self.folder.checkpoints if self.folder else None
+            checkpoints = RunCheckpoints(options.checkpoints, folder, self.tracker)
+            self.trainer.callbacks.append(checkpoints)  # type: ignore[attr-defined]
 
-    def _new_run(self, uri: str, config: tracking.TrackingConfig) -> RunFolder:
-        self.manifest = self._data_manifest()
-        task = snake(type(self.model).__name__)
-        experiment = config.experiment or f"{self.domain}/{task}"
-        seed = self.settings["seed_everything"]
-        data = snake(type(self.datamodule).__name__)
-        name = config.run_name or f"{model_name(self.settings['model'])}-{data}-s{seed}"
-        if self.command != "fit":
-            name = f"{self.command}-{name}"
-        config_sha256 = provenance.config_hash(self.settings)
-        process = provenance.process_tags()
-        tags = {
-            "domain": self.domain,
-            "command": self.command,
-            "config.sha256": config_sha256,
-            "seed": str(seed),
-            "device": provenance.device(),
-            **provenance.git_state(),
-            **provenance.versions(),
-            **process,
-            **(config.tags or {}),
-        }
-        root = Path(config.root)
-        run_id = tracking.create_run(uri, experiment, name, tags, root / "artifacts")
-        digest = provenance.data_digest(self.manifest) if self.manifest else None
-        record = runs.Run(
-            run_id, uri, experiment, name, self.command, config_sha256, digest, process
-        )
-        return runs.new_folder(root, record, self.settings)
-
-    def _data_manifest(self) -> list[dict[str, Any]]:
-        files = getattr(self.datamodule, "digest_files", None)
-        paths = files() if callable(files) else []
-        manifest = provenance.data_manifest(paths)
-        if isinstance(self.datamodule, RecordDataModule):
-            repairs = self.datamodule.repairs()
-            for path, entry in zip(paths, manifest, strict=True):
-                if repairs.get(path):
-                    entry["repairs"] = repairs[path]
-        return manifest
-
-    def _take_up(self, folder: RunFolder) -> None:
-        """Go on in the run of ``folder``."""
-        manifest = self._data_manifest()
-        if manifest and provenance.data_digest(manifest) != folder.run.data_digest:
-            raise UsageError(
-                f"{folder.path}: the data files have changed since this run began; "
-                "start a new run without --resume"
-            )
-        self.tracker = tracking.RunLogger(
-            folder.run.tracking_uri, folder.run.run_id, folder.path, resumed=True
-        )
-        folder.run.process = provenance.process_tags()
-        folder.run.state = "RUNNING"
-        folder.save()
-        folder.save_config(self.settings)
-        self.tracker.reopen(folder.run.process)
+    def _open_run(self, config: tracking.TrackingConfig) -> tracking.RunLogger:
+        command = Command(self.domain, self.command, self.model, self.datamodule, self.settings)
+        if self.folder is not None:
+            return take_up(command, self.folder)
+        self.folder, logger = new_run(command, config)
+        return logger
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
@@ -369,6 +317,7 @@ class JobCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         if not self.only_check:
+            self._track()
             super()._run_subcommand(subcommand)
 
     def fit(self, model: LightningModule, datamodule: LightningDataModule, **_: Any) -> None:
@@ -492,17 +441,6 @@ def fill_in_facts(options: Namespace) -> None:
 @rank_zero_only
 def _warn(line: str) -> None:
     sys.stderr.write(f"warning: {line}\n")
-
-
-def snake(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-
-
-def model_name(settings: Mapping[str, Any]) -> str:
-    """The network inside a task's settings if it is a class of its own, else the task."""
-    inner = (settings.get("init_args") or {}).get("model")
-    chosen = inner if isinstance(inner, Mapping) and "class_path" in inner else settings
-    return snake(str(chosen["class_path"]).rpartition(".")[2])
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -89,6 +89,7 @@ def _check_kept(trainer: Namespace, trial: Trial) -> None:
     off = {
         "logger=false": trainer.logger is False,
         "fast_dev_run": bool(trainer.fast_dev_run),
+        "barebones": trainer.barebones,
         "enable_checkpointing=false": trial.train and trainer.enable_checkpointing is False,
     }
     for setting, given in off.items():

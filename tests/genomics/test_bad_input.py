@@ -230,6 +230,23 @@ def test_misspelt_key(server: Server, folder: Path) -> None:
     assert not (folder / "out").exists()
 
 
+TRAINERS = {
+    "devices": ("0", "trainer: `Trainer(devices='0')` value is not a valid input using"),
+    "accelerator": ("nonsense", "trainer: You selected an invalid accelerator name: `accelerator="),
+    "precision": ("nonsense", "trainer.precision: "),
+    "strategy": ("nonsense", "trainer: You selected an invalid strategy name: `strategy='nonsense"),
+}
+
+
+@pytest.mark.parametrize("key", TRAINERS)
+def test_a_trainer_that_cannot_be_built(server: Server, folder: Path, key: str) -> None:
+    value, message = TRAINERS[key]
+    code, output = predict(server, folder, "vcf", f"--trainer.{key}", value)
+    assert code == 2, output
+    assert one_error(output).startswith(f"error: {message}")
+    assert not {file.name for file in folder.iterdir()} & {"out", "runs", "mlflow.db"}
+
+
 def test_checkpoint_of_another_model(server: Server, folder: Path) -> None:
     table = folder / "t.tsv"
     splits = ("train", "train", "val", "test")

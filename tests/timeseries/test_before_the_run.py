@@ -11,10 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 from forked_cli import Server
+from series_commands import ROWS, table
 
-HOURS = [f"2024-01-{1 + h // 24:02d} {h % 24:02d}:00" for h in range(120)]
-ROWS = [f"{name},{stamp},{(7 * h) % 24}" for name in "ab" for h, stamp in enumerate(HOURS)]
-HEADER = "unique_id,ds,y"
 AUTOFORMER = {  # whose weights fit any look-back and horizon
     "class_path": "timeseries.models.Autoformer",
     "init_args": {"dim": 8, "feedforward": 8, "label_length": 6, "moving_average": 5},
@@ -35,10 +33,6 @@ CONFIG = {
         },
     },
 }
-
-
-def table(rows: list[str], header: str = HEADER) -> str:
-    return "\n".join([header, *rows]) + "\n"
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +136,35 @@ def test_a_model_that_refuses_its_options(server: Server, tmp_path: Path) -> Non
     ends_before_its_run(server, tmp_path, 2, message, *words, cache)
 
 
+TRAINERS = {
+    "devices": ("fit", "0", "trainer: `Trainer(devices='0')` value is not a valid input using cpu"),
+    "accelerator": ("fit", "nonsense", "trainer: You selected an invalid accelerator name: `accel"),
+    "precision": ("fit", "nonsense", "trainer.precision: "),
+    "strategy": ("test", "nonsense", "trainer: You selected an invalid strategy name: `strategy="),
+    "max_epochs": ("fit", "-5", "trainer: `max_epochs` must be a non-negative integer or -1. You"),
+    "profiler": ("predict", "nonsense", "trainer: When passing string value for the `profiler`"),
+}
+
+
+@pytest.mark.parametrize("key", TRAINERS)
+def test_a_trainer_that_cannot_be_built(server: Server, run: str, tmp_path: Path, key: str) -> None:
+    command, value, message = TRAINERS[key]
+    words = predict(run, tmp_path) if command == "predict" else [command, "--ckpt_path", run]
+    words = ["fit", "--config", "x.yaml"] if command == "fit" else words
+    cpu = [] if key == "accelerator" else ["--trainer.accelerator=cpu"]
+    given = [f"--trainer.{key}={value}", *cpu]
+    ends_before_its_run(server, tmp_path, 2, f"error: {message}", *words, *given)
+
+
+def test_a_study_builds_every_trainer_first(server: Server, run: str) -> None:
+    before = (tracked(server), sorted(server.folder.glob("runs/**/*")))
+    words = ("backtest", "--config", "x.yaml", "--out", "built.csv", "--trainer.devices=0")
+    got, output = server.run(*words)
+    assert got == 2, output
+    assert ": trainer: `Trainer(devices='0')` value is not a valid input" in one_error(output)
+    assert (tracked(server), sorted(server.folder.glob("runs/**/*"))) == before
+
+
 CONFIGS = {
     "not YAML": (2, "x.yaml", "model: {", "config bad.yaml cannot be read"),
     "unknown key": (2, "horizon: 6", "horizn: 6", "data: unknown key 'horizn'"),
@@ -179,6 +202,7 @@ def test_compare_looks_at_every_config_first(
 
 
 UNKEPT = ["trainer.logger=false", "trainer.fast_dev_run=true", "trainer.enable_checkpointing=false"]
+UNKEPT += ["trainer.barebones=true"]
 
 
 @pytest.mark.parametrize("setting", UNKEPT)

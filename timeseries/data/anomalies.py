@@ -12,7 +12,7 @@ from core.jobs.data import Record
 from core.jobs.errors import DataError, UsageError
 from timeseries.data.covariates import Covariates
 from timeseries.data.injection import INJECTED, Injection, inject
-from timeseries.data.layout import AUTO
+from timeseries.data.layout import AUTO, Roles
 from timeseries.data.masks import Masks
 from timeseries.data.protocol import Tiling
 from timeseries.data.series import Policies, Series
@@ -61,8 +61,8 @@ class AnomalyWindows(TiledSeries):
         batch_size: int = 32,
         num_workers: int = 0,
     ) -> None:
-        columns = (time, series, targets)
-        whole = (columns, frequency, tiling, masks, policies, batch_size, num_workers)
+        roles = Roles(time, series, targets)
+        whole = (roles, frequency, tiling, masks, policies, batch_size, num_workers)
         super().__init__(path, predict_path, *whole)
         self.labels, self.inject = labels, inject
         self._tested: tuple[list[Series], list[NDArray[np.int64]]] | None = None

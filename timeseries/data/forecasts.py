@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from core.jobs.loader import ResumableLoader
 from core.jobs.shards import load_predictions
 from timeseries.data import calendar
 from timeseries.data.covariates import Covariates, static_columns
-from timeseries.data.layout import AUTO, layout
+from timeseries.data.layout import AUTO, Roles, layout
 from timeseries.data.protocol import (
     Protocol,
     check_length,
@@ -92,8 +93,8 @@ class ForecastWindows(RecordDataModule):
         super().__init__(batch_size=batch_size, num_workers=num_workers)
         self.path = None if path is None else Path(folder or "", path)
         self.predict_path = None if predict_path is None else Path(predict_path)
-        self.columns = (time, series, targets)
         self.covariates = Covariates(tuple(known), tuple(observed), tuple(static))
+        self.roles = Roles(time, series, targets, self.covariates)
         given = {
             name: "double[][]" for name in ("known", "observed") if getattr(self.covariates, name)
         }
@@ -120,15 +121,13 @@ class ForecastWindows(RecordDataModule):
                 "data.policies: a forecast needs every value; give previous or linear, not keep"
             )
         if path not in self.kept:
-            time, name, targets = self.columns
-            if targets is None and self.fitted is not None:
-                targets = list(self.fitted.channels)
-            time, name = layout(path, time, name, targets, self.covariates)
+            roles = self.roles
+            if roles.targets is None and self.fitted is not None:
+                roles = replace(roles, targets=self.fitted.channels)
+            roles = layout(path, roles)
             read = stream_series if streams(path) else read_series
             repairs = self.repaired[path] = Repairs()
-            self.kept[path] = read(
-                path, time, name, targets, self.policies, self.frequency, self.covariates, repairs
-            )
+            self.kept[path] = read(path, roles, self.policies, self.frequency, repairs)
         return self.kept[path]
 
     def model_facts(self) -> dict[str, int]:

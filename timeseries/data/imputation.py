@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from core.jobs.data import Record, SkipRecord
 from core.jobs.errors import DataError
-from timeseries.data.layout import AUTO
+from timeseries.data.layout import AUTO, Roles
 from timeseries.data.masks import Kind, Masks
 from timeseries.data.protocol import Tiling
 from timeseries.data.series import Policies, Series
@@ -60,8 +60,8 @@ class ImputationWindows(TiledSeries):
         batch_size: int = 32,
         num_workers: int = 0,
     ) -> None:
-        columns = (time, series, targets)
-        whole = (columns, frequency, tiling, masks, policies, batch_size, num_workers)
+        roles = Roles(time, series, targets)
+        whole = (roles, frequency, tiling, masks, policies, batch_size, num_workers)
         super().__init__(path, predict_path, *whole)
         self.fill = fill
 

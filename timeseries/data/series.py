@@ -23,6 +23,7 @@ from timeseries.data.columns import (
     static_values,
 )
 from timeseries.data.covariates import Covariates, Value
+from timeseries.data.layout import Roles, with_targets
 from timeseries.data.repairs import Repairs
 
 
@@ -150,38 +151,31 @@ class Rows:
 
 def read_series(
     path: Path,
-    time: str | None = "ds",
-    series: str | None = "unique_id",
-    targets: Sequence[str] | None = None,
+    roles: Roles = Roles(),  # noqa: B008  # read only
     policies: Policies = Policies(),  # noqa: B008  # read only
     frequency: str | None = None,
-    covariates: Covariates = Covariates(),  # noqa: B008  # read only
     repairs: Repairs | None = None,
 ) -> list[Series]:
     """Every series of a CSV, TSV or Parquet table, in the order of the file.
 
-    Long: column ``series`` names the series of a row, ``targets`` its values (``y`` by default).
-    Wide: with ``series`` None the table is one series, named ``table``, of many channels:
-    ``targets``, or all columns but ``time``. Stamps are dates with the year first, or whole numbers
-    that step by 1; those with an offset are turned into UTC. With ``time`` None the rows of a
-    series are numbered from 1. ``frequency`` is inferred where it is not given. Rows behind the
-    last target of a series are its future if ``covariates`` has known columns; the rules hold for
-    observed covariates as for targets. What the ``policies`` change is
-    said in a RepairWarning each, and added to ``repairs``.
+    Stamps are dates with the year first, or whole numbers that step by 1; those with an offset are
+    turned into UTC. The one series of a wide table is named ``table``. ``frequency`` is inferred
+    where it is not given. Rows behind the last target of a series are its future if there are known
+    covariates; the rules hold for observed covariates as for targets. What the ``policies`` change
+    is said in a RepairWarning each, and added to ``repairs``.
 
     Raises DataError with the row's number, counted from 1 without the header, where a rule of
     ``policies`` is broken or a stamp lies off the grid; UsageError if no target is named or found,
     or ``frequency`` is none.
     """
     step = None if frequency is None else normal(frequency)
-    named = [time, series, *(targets or ()), *covariates.names]
-    table = read_table(path, [column for column in named if column is not None])
-    targets = target_columns(path, table.columns, time, series, targets, covariates)
-    rows = _grouped(table, path, time, series, targets, covariates)
+    table = read_table(path, roles.named)
+    roles = with_targets(path, table.columns, roles)
+    rows = _grouped(table, path, roles)
     if repairs is not None:
         rows.repairs = repairs
-    if time is not None:
-        away = np.flatnonzero(offsets_of(table[time])) + 1
+    if roles.time is not None:
+        away = np.flatnonzero(offsets_of(table[roles.time])) + 1
         rows.repairs.add("offset", "UTC", away, ())
     del table
     for rule in RULES:
@@ -194,66 +188,29 @@ def read_series(
     return found
 
 
-def target_columns(
-    path: Path,
-    columns: Sequence[str],
-    time: str | None,
-    series: str | None,
-    targets: Sequence[str] | None,
-    covariates: Covariates,
-) -> list[str]:
-    """The targets of a table with those ``columns``. Raises DataError for one that is not there,
-    UsageError for none and for a column that has two parts to play."""
-    beside = covariates.names
-    if targets is None:
-        others = [c for c in columns if c != time and c not in beside]
-        targets = ["y"] if series is not None else others
-    if not targets:
-        raise UsageError(f"{path}: no column is left as a target; name data.targets")
-    taken = [*targets, *beside]
-    twice = [column for i, column in enumerate(taken) if column in taken[:i]]
-    if twice:
-        raise UsageError(f"column {twice[0]!r} is named twice among data's targets and covariates")
-    absent = [name for name in targets if name not in columns]
-    if absent:
-        has = ", ".join(columns[:8])
-        raise DataError(f"{path}: no column {absent[0]!r}; it has {has}; name data.targets")
-    return list(targets)
-
-
 # Columns of the table
 
 
-def _grouped(
-    table: pl.DataFrame,
-    path: Path,
-    time: str | None,
-    series: str | None,
-    targets: Sequence[str],
-    covariates: Covariates,
-) -> Rows:
+def _grouped(table: pl.DataFrame, path: Path, roles: Roles) -> Rows:
     """The rows of each series together, in the order of the file."""
     number = np.arange(1, len(table) + 1)
-    stamp = number if time is None else stamps_of(table[time], path).to_numpy()
-    columns = [*targets, *covariates.known, *covariates.observed]
-    values = np.empty((len(table), len(columns)))
-    for i, column in enumerate(columns):
+    stamp = number if roles.time is None else stamps_of(table[roles.time], path).to_numpy()
+    values = np.empty((len(table), len(roles.numbers)))
+    for i, column in enumerate(roles.numbers):
         values[:, i] = numbers_of(table[column], path)
-    if series is None:
-        which = np.zeros(len(table), np.int64)
-        static = _static(table, path, ["table"], which, covariates.static)
-        whole = (path, ["table"], tuple(targets), number, which, stamp, values)
-        return Rows(*whole, covariates, static)
-    name = table[series].cast(pl.String)
-    refuse(path, number, name.is_null().to_numpy(), lambda _: f"has no {series}")
-    names = name.unique(maintain_order=True)
-    which = name.replace_strict(names, np.arange(len(names)), return_dtype=pl.Int64).to_numpy()
-    static = _static(table, path, names.to_list(), which, covariates.static)
-    whole = (path, names.to_list(), tuple(targets), number, which, stamp, values)
-    rows = Rows(*whole, covariates, static)
+    names, which = ["table"], np.zeros(len(table), np.int64)
+    if roles.series is not None:
+        name = table[roles.series].cast(pl.String)
+        refuse(path, number, name.is_null().to_numpy(), lambda _: f"has no {roles.series}")
+        some = name.unique(maintain_order=True)
+        names = some.to_list()
+        which = name.replace_strict(some, np.arange(len(some)), return_dtype=pl.Int64).to_numpy()
+    static = _static(table, path, names, which, roles.covariates.static)
+    whole = (path, names, tuple(roles.targets or ()), number, which, stamp, values)
+    rows = Rows(*whole, roles.covariates, static)
     if (np.diff(which) < 0).any():
         rows = rows.take(np.argsort(which, kind="stable"))
-    if time is None:
+    if roles.time is None:
         begins = np.maximum.accumulate(np.where(rows.follows(), 0, number))
         rows.stamp = number - begins + 1
     return rows

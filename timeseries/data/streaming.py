@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import astuple
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,7 @@ from timeseries.data.columns import (
     stamps_of,
     static_values,
 )
-from timeseries.data.covariates import Covariates
+from timeseries.data.layout import Roles, with_targets
 from timeseries.data.repairs import Repairs
 from timeseries.data.series import (
     RULES,
@@ -47,7 +47,6 @@ from timeseries.data.series import (
     Series,
     common_frequency,
     regular,
-    target_columns,
 )
 
 Result = TypeVar("Result")
@@ -70,23 +69,20 @@ def streams(path: Path) -> bool:
 
 def stream_series(
     path: Path,
-    time: str | None,
-    series: str | None,
-    targets: Sequence[str] | None,
+    roles: Roles,
     policies: Policies,
     frequency: str | None,
-    covariates: Covariates,
     repairs: Repairs | None = None,
 ) -> list[Series]:
     """What ``read_series`` gives, with its errors and warnings, on memory maps in the cache
     folder."""
-    options = [time, series, targets, astuple(policies), frequency, astuple(covariates), _FORMAT]
+    options = [astuple(roles), astuple(policies), frequency, _FORMAT]
     key = hashlib.sha256(json.dumps(options).encode()).hexdigest()[:16]
     folder = cached_name(path, f".{key}.series")
     if not folder.is_dir():
         part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
-            _build(part, path, time, series, targets, policies, frequency, covariates)
+            _build(part, path, roles, policies, frequency)
             part.rename(folder)
         except OSError:
             if not folder.is_dir():  # else another process was faster
@@ -164,25 +160,17 @@ def _pieces(rows: int, overlap: int = 0) -> Iterator[slice]:
 
 
 def _build(
-    folder: Path,
-    path: Path,
-    time: str | None,
-    series: str | None,
-    targets: Sequence[str] | None,
-    policies: Policies,
-    frequency: str | None,
-    covariates: Covariates,
+    folder: Path, path: Path, roles: Roles, policies: Policies, frequency: str | None
 ) -> None:
     step = None if frequency is None else normal(frequency)
     file = pq.ParquetFile(path)
     columns = file.schema_arrow.names
-    wanted = [c for c in (time, series, *(targets or ()), *covariates.names) if c is not None]
-    for name in sorted(set(wanted) - set(columns)):
+    for name in sorted(set(roles.named) - set(columns)):
         has = ", ".join(columns[:8])
         raise DataError(f"{path}: no column {name!r}; it has {has}; add it, or correct a name")
-    chosen = target_columns(path, columns, time, series, targets, covariates)
-    read = _Reader(path, time, series, chosen, covariates)
-    table = _Table(folder, file.metadata.num_rows, len(read.numbers))
+    roles = with_targets(path, columns, roles)
+    read = _Reader(path, roles)
+    table = _Table(folder, file.metadata.num_rows, len(roles.numbers))
     dated = read.into(table, file)
     names = read.names
     counts = np.zeros(len(names), np.int64)
@@ -198,11 +186,11 @@ def _build(
         # no copies: what is filled in place is written to a map that is thrown away
         number = np.arange(at.start + 1, at.stop + 1) if table.number is None else table.number[at]
         stamp, values = np.asarray(table.stamp[at]).view(kind), np.asarray(table.values[at])
-        if time is None:
+        if roles.time is None:
             stamp = np.arange(1, len(number) + 1)
         which = np.broadcast_to(np.int64(i), len(number))
-        whole = (path, names, tuple(chosen), number, which, stamp, values)
-        return Rows(*whole, covariates, static, repairs)
+        whole = (path, names, tuple(roles.targets or ()), number, which, stamp, values)
+        return Rows(*whole, roles.covariates, static, repairs)
 
     faults = _Faults()
     unheard = Repairs()  # the rules are tried first, and change what is kept only below
@@ -242,19 +230,11 @@ def _kept(parts: Iterator[Rows], policies: Policies, faults: _Faults) -> Iterato
 class _Reader:
     """One pass over a file, with the rules that cells must keep."""
 
-    def __init__(
-        self,
-        path: Path,
-        time: str | None,
-        series: str | None,
-        targets: Sequence[str],
-        covariates: Covariates,
-    ) -> None:
-        self.path, self.time, self.series = path, time, series
-        self.numbers = [*targets, *covariates.known, *covariates.observed]
-        self.static = covariates.static
+    def __init__(self, path: Path, roles: Roles) -> None:
+        self.path, self.time, self.series = path, roles.time, roles.series
+        self.numbers, self.static = roles.numbers, roles.covariates.static
         self.usual: list[dict[int, str]] = [{} for _ in self.static]
-        self.names: list[str] = [] if series is not None else ["table"]
+        self.names: list[str] = ["table"] if roles.series is None else []
         self.index: dict[str, int] = {}
         self.whole: bool | None = None
         self.zoned: bool | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from core.jobs.loader import ResumableLoader
 from core.jobs.shards import load_predictions
 from timeseries.data import calendar
 from timeseries.data.covariates import Covariates
-from timeseries.data.layout import layout
+from timeseries.data.layout import Roles, layout
 from timeseries.data.masks import Masks
 from timeseries.data.protocol import Tile, Tiling, warn_of_borders_apart
 from timeseries.data.repairs import Repairs
@@ -100,7 +100,7 @@ class TiledSeries(RecordDataModule):
         self,
         path: str | None,
         predict_path: str | None,
-        columns: tuple[str | None, str | None, list[str] | None],
+        roles: Roles,
         frequency: str | None,
         tiling: Tiling,
         masks: Masks,
@@ -111,7 +111,7 @@ class TiledSeries(RecordDataModule):
         super().__init__(batch_size=batch_size, num_workers=num_workers)
         self.path = None if path is None else Path(path)
         self.predict_path = None if predict_path is None else Path(predict_path)
-        self.columns, self.frequency = columns, frequency
+        self.roles, self.frequency = roles, frequency
         self.tiling, self.masks, self.policies = tiling, masks, policies
         self.fitted: Fitted | None = None
         self.kept: dict[Path, list[Series]] = {}
@@ -134,14 +134,13 @@ class TiledSeries(RecordDataModule):
         return self.kept[path]
 
     def _read(self, path: Path) -> list[Series]:
-        time, name, targets = self.columns
-        if targets is None and self.fitted is not None:
-            targets = list(self.fitted.channels)
-        time, name = layout(path, time, name, targets, Covariates())
+        roles = self.roles
+        if roles.targets is None and self.fitted is not None:
+            roles = replace(roles, targets=self.fitted.channels)
+        roles = replace(layout(path, roles), covariates=self.beside(path))
         read = stream_series if streams(path) else read_series
-        given = (path, time, name, targets, self.policies, self.frequency)
-        self.repaired[path] = Repairs()
-        return read(*given, self.beside(path), self.repaired[path])
+        repairs = self.repaired[path] = Repairs()
+        return read(path, roles, self.policies, self.frequency, repairs)
 
     def model_facts(self) -> dict[str, int]:
         """Channels, calendar features and season."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,28 @@ def test_weights_of_another_model_are_refused_in_one_line(server: Server, whole:
     assert "first 'extra.weight'" in line
     line = fails(server, 2, "test", "--ckpt_path", str(whole), "--model.init_args.dim", "5")
     assert "'net.0.weight' is (4, 2), wanted (5, 2)" in line
+
+
+@pytest.mark.parametrize(
+    ("monitor", "trained"), [("val/los", False), ("train/los", True)], ids=["val", "train"]
+)
+def test_a_monitor_that_nothing_logs_fails_the_run(
+    server: Server, whole: Path, monitor: str, trained: bool
+) -> None:
+    """That of a validation before the first step, another at the end of the first validation."""
+    experiment = f"toys/monitor-{trained}"
+    given = ["--checkpoints.monitor", monitor, "--tracking.experiment", experiment]
+    line = fails(server, 2, *FIT, *given, "--trainer.log_every_n_steps", "1")
+    assert line.startswith(f"checkpoints.monitor '{monitor}' is not among the logged metrics ")
+    assert line.endswith(f", did you mean '{monitor}s'?")
+    [folder] = server.folder.glob(f"runs/{experiment}/*")
+    record = json.loads((folder / "run.json").read_text())
+    assert record["state"] == "FAILED"
+    with closing(sqlite3.connect(server.folder / "mlflow.db")) as store:
+        tracked = "select status from runs where run_uuid = ?"
+        assert store.execute(tracked, [record["run_id"]]).fetchall() == [("FAILED",)]
+        steps = "select count(*) from metrics where run_uuid = ? and key = 'train/loss'"
+        assert bool(store.execute(steps, [record["run_id"]]).fetchone()[0]) == trained
 
 
 class Mischief:

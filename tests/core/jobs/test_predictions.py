@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
+from toy_job import Job
 from toy_predict import ToyData, ToyTask, toy_trainer, write_input
 
 from core.jobs import shards
@@ -27,49 +27,6 @@ from core.jobs.shards import load_predictions, unpredicted
 
 # Lightning 2.6 uses a name of torch.utils that torch 2.15 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")
-
-
-class Job:
-    """One input and one output folder; each call is one run of the job."""
-
-    def __init__(self, folder: Path, records: int, rows_per_shard: int = 10, **data: Any) -> None:
-        self.file = write_input(folder / "in.txt", records)
-        self.out = folder / "out"
-        self.rows_per_shard = rows_per_shard
-        self.data = data
-
-    def __call__(
-        self,
-        task: ToyTask | None = None,
-        export: Path | None = None,
-        model_version: str = "1",
-        config_hash: str = "c",
-        **options: Any,
-    ) -> ToyTask:
-        task = task or ToyTask()
-        out = predict(
-            task,
-            ToyData(str(self.file), **self.data),
-            toy_trainer(**options),
-            PredictionConfig(
-                str(self.out), self.rows_per_shard, None if export is None else str(export)
-            ),
-            model_version=model_version,
-            config_hash=config_hash,
-        )
-        assert out == self.out
-        return task
-
-    def shard(self, number: int) -> Path:
-        return shards.shard_path(self.out, number)
-
-    def forget(self, number: int) -> None:
-        """As if the job had been killed before it wrote this shard."""
-        self.shard(number).unlink()
-        (self.out / "_SUCCESS").unlink()
-
-    def files(self) -> dict[str, tuple[int, bytes]]:
-        return {f.name: (f.stat().st_mtime_ns, f.read_bytes()) for f in self.out.iterdir()}
 
 
 def expected(records: int, skip: tuple[int, ...] = (), rows: int = 1) -> pl.DataFrame:
@@ -468,61 +425,3 @@ def test_plain_trainer_predict_runs_on_the_data_module(tmp_path: Path) -> None:
     data = ToyData(str(write_input(tmp_path / "in.txt", 6)))
     columns = toy_trainer().predict(ToyTask(), datamodule=data)
     assert [name for part in columns for name in part["id"]] == [f"r{n}" for n in range(6)]
-
-
-_TWO_RANKS = """
-import sys
-from pathlib import Path
-from core.jobs.predictions import PredictionConfig, predict
-from toy_predict import ToyData, ToyTask, toy_trainer
-
-file, out, version = sys.argv[1:]
-task = ToyTask()
-try:
-    predict(task, ToyData(file, skip=(3,)), toy_trainer(devices=2, strategy="ddp"),
-            PredictionConfig(out, 10), model_version=version, config_hash="c")
-finally:
-    sys.stdout.write(f"seen {task.seen}\\n")
-"""
-
-
-@pytest.fixture
-def two_ranks(tmp_path: Path) -> Iterator[Any]:
-    script = tmp_path / "two_ranks.py"
-    script.write_text(_TWO_RANKS)
-    tests = str(Path(__file__).parents[2])
-
-    def run(file: Path, out: Path, version: str = "1") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(script), str(file), str(out), version],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([tests, str(Path(tests).parent)])},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-
-    return run
-
-
-@pytest.mark.parametrize("records", [35, 7])
-@pytest.mark.slow
-def test_two_ranks_write_what_one_writes(tmp_path: Path, two_ranks: Any, records: int) -> None:
-    job = Job(tmp_path, records, skip=(3,))
-    job()
-    result = two_ranks(job.file, tmp_path / "both")
-    assert result.returncode == 0, result.stderr
-    seen = [int(line.split()[1]) for line in result.stdout.splitlines() if line.startswith("seen")]
-    assert sorted(seen) == ([15, 19] if records == 35 else [0, 6])
-    both = {file.name: file.read_bytes() for file in (tmp_path / "both").iterdir()}
-    assert both == {name: content for name, (_, content) in job.files().items()}
-
-
-@pytest.mark.slow
-def test_two_ranks_refuse_another_jobs_folder(tmp_path: Path, two_ranks: Any) -> None:
-    job = Job(tmp_path, 35, skip=(3,))
-    job()
-    before = job.files()
-    result = two_ranks(job.file, job.out, "2")
-    assert result.returncode != 0
-    assert "UsageError" in result.stderr
-    assert job.files() == before

@@ -18,6 +18,7 @@ from core.jobs.data import SkipRecord
 from core.jobs.errors import DataError, UsageError
 from timeseries.data.covariates import Covariates, moments
 from timeseries.data.forecasts import ForecastWindows
+from timeseries.data.layout import Roles
 from timeseries.data.protocol import Protocol
 from timeseries.data.repairs import Repairs
 from timeseries.data.series import Policies, read_series
@@ -275,17 +276,17 @@ def test_policies_fill_the_past_and_not_the_future(path: Path) -> None:
     policies = replace(FILL, known="previous")
     columns = Covariates(("price",), ("rain",))
     spoilt(path, 5, price=None, rain=None, y=None)
-    series = read_series(path, policies=policies, covariates=columns)[0]
+    series = read_series(path, policies=policies, roles=Roles(covariates=columns))[0]
     assert (series.known[4], series.observed[4]) == (series.known[3], series.observed[3])
     assert (len(series), len(series.known)) == (60, 63)
     without_row(path, 20)
-    again = read_series(path, policies=policies, covariates=columns)[0]
+    again = read_series(path, policies=policies, roles=Roles(covariates=columns))[0]
     assert_array_equal(again.known[19], series.known[18])
     assert_array_equal(np.delete(again.known, 19), np.delete(series.known, 19))
     assert_array_equal(again.values[19], series.values[18])
     spoilt(path, 61, price=None)
     with pytest.raises(DataError, match="row 61: 'north': no price at"):
-        read_series(path, policies=policies, covariates=columns)
+        read_series(path, policies=policies, roles=Roles(covariates=columns))
 
 
 @pytest.mark.parametrize("known", ["fail", "previous", "linear"])
@@ -314,7 +315,7 @@ def test_the_policy_of_targets_is_not_that_of_known_covariates(
     heard = Repairs()
     columns = Covariates(("price", "holiday"), ("rain",))
     policies = replace(FILL, known="linear")
-    found = read_series(path, policies=policies, covariates=columns, repairs=heard)[0]
+    found = read_series(path, policies=policies, roles=Roles(covariates=columns), repairs=heard)[0]
     assert found.known[row - 1, 0] == pytest.approx(found.known[[row - 2, row], 0].mean())
     expected = {"price": 1} if there else {"price": 1, "holiday": 1}
     assert heard.found["known"].columns == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,22 @@ from timeseries.data.anomalies import AnomalyWindows
 from timeseries.data.covariates import Covariates
 from timeseries.data.forecasts import ForecastWindows
 from timeseries.data.imputation import ImputationWindows
-from timeseries.data.layout import layout
+from timeseries.data.layout import Roles, layout
 from timeseries.data.protocol import Protocol, Tiling
 
-NONE = Covariates()
+AUTO = Roles("auto", "auto")
 SHORT: dict[str, Any] = {"protocol": Protocol(4, 2), "tiling": Tiling(length=8, overlap=4)}
 
 
 def written(folder: Path, header: str, row: str, name: str = "x.csv") -> Path:
     (folder / name).write_text(f"{header}\n{row}\n")
     return folder / name
+
+
+def decided(path: Path, roles: Roles) -> tuple[str | None, str | None]:
+    found = layout(path, roles)
+    assert replace(found, time=roles.time, series=roles.series) == roles
+    return found.time, found.series
 
 
 @pytest.mark.parametrize(
@@ -37,17 +44,18 @@ def written(folder: Path, header: str, row: str, name: str = "x.csv") -> Path:
     ],
 )
 def test_by_names(tmp_path: Path, header: str, row: str, expected: tuple[str, str | None]) -> None:
-    assert layout(written(tmp_path, header, row), "auto", "auto", None, NONE) == expected
+    assert decided(written(tmp_path, header, row), AUTO) == expected
 
 
 def test_what_is_given_stays(tmp_path: Path) -> None:
     path = written(tmp_path, "unique_id,ds,date,y", "1,2024-01-01,2024-01-02,1")
-    assert layout(path, "date", "auto", None, NONE) == ("date", "unique_id")
-    assert layout(path, None, None, None, NONE) == (None, None)
-    assert layout(path, "auto", None, None, Covariates(known=("date",))) == ("ds", None)
+    assert decided(path, Roles("date", "auto")) == ("date", "unique_id")
+    assert decided(path, Roles(None, None)) == (None, None)
+    dated = Roles("auto", None, covariates=Covariates(known=("date",)))
+    assert decided(path, dated) == ("ds", None)
     text = written(tmp_path, "ds,a,note", "2024-01-01,1,dry")
-    assert layout(text, "auto", "auto", ["a"], NONE) == ("ds", None)
-    assert layout(text, "auto", "auto", None, Covariates(static=("note",))) == ("ds", None)
+    assert decided(text, replace(AUTO, targets=["a"])) == ("ds", None)
+    assert decided(text, replace(AUTO, covariates=Covariates(static=("note",)))) == ("ds", None)
 
 
 @pytest.mark.parametrize(
@@ -65,16 +73,15 @@ def test_what_is_given_stays(tmp_path: Path) -> None:
 def test_refused_with_the_key_to_set(
     tmp_path: Path, header: str, row: str, options: dict[str, Any], said: str
 ) -> None:
-    given = {"time": "auto", "series": "auto", "targets": None, "covariates": NONE, **options}
     with pytest.raises(DataError, match=rf"x\.csv: .*{said}"):
-        layout(written(tmp_path, header, row), **given)
+        layout(written(tmp_path, header, row), replace(AUTO, **options))
 
 
 def test_dates_in_parquet_are_no_channel(tmp_path: Path) -> None:
     table = pl.DataFrame({"ds": ["2024-01-01"], "a": [1.0], "until": ["2024-01-02"]})
     table.with_columns(pl.col("until").str.to_date()).write_parquet(tmp_path / "x.parquet")
     with pytest.raises(DataError, match="column 'until' holds no numbers"):
-        layout(tmp_path / "x.parquet", "auto", "auto", None, NONE)
+        layout(tmp_path / "x.parquet", AUTO)
 
 
 @pytest.mark.parametrize("kind", [ForecastWindows, ImputationWindows, AnomalyWindows])

@@ -12,6 +12,7 @@ import pytest
 
 from timeseries.data import repairs, streaming
 from timeseries.data.forecasts import ForecastWindows
+from timeseries.data.layout import Roles
 from timeseries.data.protocol import Protocol
 from timeseries.data.repairs import RepairWarning
 from timeseries.data.series import Policies, Series, read_series
@@ -36,14 +37,11 @@ def reader(
             if request.param == "read_series":
                 read_series(path, policies=policies)
             else:
-                streaming.stream_series(path, "ds", "unique_id", None, policies, None, NONE)
+                streaming.stream_series(path, Roles(), policies, None)
         assert all(w.category is RepairWarning for w in caught)
         return [str(w.message).removeprefix(f"{path}: ") for w in caught]
 
     return read
-
-
-NONE = streaming.Covariates()
 
 
 def days(name: str, *cells: tuple[int, float | None]) -> list[list[Any]]:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from series_cases import LONG, days, read, refused, rows
 
 from core.jobs.errors import DataError, UsageError
+from timeseries.data.layout import Roles
 from timeseries.data.series import Policies, Series, read_series
 
 pytestmark = pytest.mark.filterwarnings("ignore::timeseries.data.repairs.RepairWarning")
@@ -200,7 +201,7 @@ def test_columns_of_another_kind(tmp_path: Path) -> None:
         ({"time": None, "targets": ["z"]}, r"column 'z' holds List\(Int64\), not numbers"),
     ):
         with pytest.raises(DataError, match=message):
-            read_series(tmp_path / "x.parquet", **columns)
+            read_series(tmp_path / "x.parquet", Roles(**columns))
 
 
 def test_numbers_and_what_is_none(tmp_path: Path) -> None:
@@ -221,10 +222,10 @@ def test_numbers_and_what_is_none(tmp_path: Path) -> None:
     table.write_parquet(tmp_path / "x.parquet")
     for target, row in (("a", 2), ("b", 1)):
         with pytest.raises(DataError, match=f"row {row}: 'table': no {target} at {row}"):
-            read_series(tmp_path / "x.parquet", time=None, series=None, targets=[target])
+            read_series(tmp_path / "x.parquet", Roles(None, None, [target]))
     table.select(a=pl.lit(float("-inf"))).write_parquet(tmp_path / "x.parquet")
     with pytest.raises(DataError, match="row 1: a is infinite"):
-        read_series(tmp_path / "x.parquet", time=None, series=None)
+        read_series(tmp_path / "x.parquet", Roles(None, None))
 
 
 # Time zones
@@ -249,7 +250,7 @@ def test_change_of_the_clock(tmp_path: Path, start: str, flaw: str) -> None:
     table = pl.DataFrame({"ds": local, "y": [1] * 7})
     table = table.with_columns(pl.col("ds").dt.convert_time_zone("Europe/Berlin"))
     table.write_parquet(tmp_path / "x.parquet")
-    (one,) = read_series(tmp_path / "x.parquet", series=None)
+    (one,) = read_series(tmp_path / "x.parquet", Roles(series=None))
     assert one.stamps.tolist() == expected
     naive = [f"{t.replace(tzinfo=None).isoformat()},1" for t in local]
     assert refused(tmp_path, rows(*naive)).startswith(flaw)

@@ -14,11 +14,13 @@ import polars as pl
 import pytest
 import torch
 from numpy.testing import assert_array_equal
+from series_cases import ROLES
 
 from core.jobs.errors import UserError
 from timeseries.data import calendar, streaming
 from timeseries.data.covariates import Covariates
 from timeseries.data.forecasts import ForecastWindows
+from timeseries.data.layout import Roles
 from timeseries.data.protocol import Protocol
 from timeseries.data.repairs import Repairs
 from timeseries.data.series import Policies, Series, read_series
@@ -76,15 +78,8 @@ def text_stamps(frame: pl.DataFrame) -> pl.DataFrame:
 
 def both(path: Path, **options: Any) -> tuple[Any, Any]:
     """What either route gives, or the error it raises."""
-    given = {
-        "time": "ds",
-        "series": "unique_id",
-        "targets": None,
-        "policies": Policies(),
-        "frequency": None,
-        "covariates": Covariates(),
-        **options,
-    }
+    given = {"policies": Policies(), "frequency": None, **options}
+    given["roles"] = Roles(**{key: given.pop(key) for key in ROLES if key in given})
     found: list[Any] = []
     repairs: list[Any] = []
     # the second time out of the cache
@@ -318,9 +313,7 @@ def test_building_holds_little_of_a_long_series(
     for rows in (100_000, 300_000):
         table(rows).head(rows).write_parquet(tmp_path / f"{rows}.parquet")
         tracemalloc.start()
-        found = streaming.stream_series(
-            tmp_path / f"{rows}.parquet", *("ds", "unique_id", None, Policies(), None, Covariates())
-        )
+        found = streaming.stream_series(tmp_path / f"{rows}.parquet", Roles(), Policies(), None)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert [len(one) for one in found] == [rows]
