@@ -60,11 +60,14 @@ def check_choice(where: str, choices: tuple[str, ...], **given: object) -> None:
 def check_tensors(
     where: str, given: Mapping[str, object], optional: Mapping[str, object] | None = None
 ) -> None:
-    """ValueError unless each is a tensor; the ``optional`` ones may be None."""
+    """ValueError unless each is a dense tensor; the ``optional`` ones may be None."""
     there = {name: x for name, x in (optional or {}).items() if x is not None}
     for name, x in {**given, **there}.items():
         if not isinstance(x, Tensor):
             raise ValueError(f"{where}: {name} must be a tensor, got {type(x).__name__}")
+        if x.is_nested or x.layout != torch.strided:
+            kind = "a nested tensor" if x.is_nested else x.layout
+            raise ValueError(f"{where}: {name} must be dense, got {kind}")
 
 
 def check_kind(where: str, name: str, x: Tensor, dimensions: str, dtypes: Dtypes = FLOATS) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from core.arguments import FLOATS, check_integers, check_tensors
+from core.arguments import FLOATS, check_integers, check_tensors, is_number
 from core.ops.dispatch import seen_by_autograd_alone, use_triton
 from core.ops.fft_conv import spectral
 from core.ops.fft_conv.reference import band_limited, fft_conv_reference
@@ -125,11 +125,14 @@ def _check(
     }
     check_tensors("fft_conv", {"u": u, "k": k}, optional)
     _, channels, length = _check_input("fft_conv", u)
+    if not isinstance(circular, bool):
+        raise ValueError(f"fft_conv: circular must be True or False, got {circular!r}")
     if circular and reverse_k is not None:
         raise ValueError("fft_conv: reverse_k is not defined for circular=True; drop one of them")
-    if band not in (1.0, 0.5, 0.25) or (band < 1 and (circular or history is not None)):
+    known = is_number(band) and band in (1.0, 0.5, 0.25)
+    if not known or (band < 1 and (circular or history is not None)):
         raise ValueError(
-            f"fft_conv: band must be 1, 1/2 or 1/4, and 1 with circular or history, got {band}"
+            f"fft_conv: band must be 1, 1/2 or 1/4, and 1 with circular or history, got {band!r}"
         )
     reach = length
     if history is not None:
