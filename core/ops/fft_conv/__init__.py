@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from core.arguments import FLOATS, check_integers, check_tensors, is_number
-from core.ops.dispatch import seen_by_autograd_alone, use_triton
+from core.ops.dispatch import refuse_tangents, seen_by_autograd_alone, use_triton
 from core.ops.fft_conv import spectral
 from core.ops.fft_conv.reference import band_limited, fft_conv_reference
 
@@ -48,11 +48,13 @@ def fft_conv(
     and every frequency is taken: the option saves no time.
 
     Computes in float32 (float64 for a float64 ``u``) and returns the dtype of ``u``. Differentiable
-    once in every tensor; only the inputs are kept for the backward pass. Raises ValueError naming
-    the argument for shapes, dtypes and devices that do not fit. The operator: Poli et al. 2023,
+    once, backward, in every tensor; only the inputs are kept for the backward pass. Raises
+    ValueError naming the argument for shapes, dtypes and devices that do not fit, and
+    NotImplementedError under forward-mode differentiation. The operator: Poli et al. 2023,
     "Hyena Hierarchy", arXiv 2302.10866.
     """
     _check(u, k, skip, pre_gate, post_gate, reverse_k, circular, history, band)
+    refuse_tangents("fft_conv", u, k, skip, pre_gate, post_gate, reverse_k, history)
     past = 0 if history is None else history.shape[-1]
     if history is not None:
         # positions before the piece: gated already, and their outputs are dropped
