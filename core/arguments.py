@@ -48,6 +48,13 @@ def check_share(where: str, **given: object) -> None:
             raise ValueError(f"{where}: {name} must lie in [0, 1), got {reprlib.repr(value)}")
 
 
+def check_flags(where: str, **given: object) -> None:
+    """ValueError unless each is a boolean: a "no" would count as True."""
+    for name, value in given.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{where}: {name} must be True or False, got {reprlib.repr(value)}")
+
+
 def check_choice(where: str, choices: tuple[str, ...], **given: object) -> None:
     """ValueError unless each is one of ``choices``."""
     for name, value in given.items():

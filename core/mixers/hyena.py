@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.arguments import check_integers, check_positive, check_share, is_number
+from core.arguments import check_flags, check_integers, check_positive, check_share, is_number
 from core.mixers.base import CAUSAL_SELF, NONCAUSAL_SELF, Mixer
 from core.mixers.documents import by_document
 from core.ops.fft_conv import fft_conv
@@ -127,6 +127,7 @@ class Hyena(Mixer):
         if not is_number(shift) or not math.isfinite(shift):
             raise ValueError(f"Hyena: shift must be a finite number, got {shift!r}")
         check_share("Hyena", dropout=dropout)
+        check_flags("Hyena", train_features=train_features)
         if taps % 2 == 0 and not causal:
             raise ValueError(f"Hyena: a centred short filter needs odd taps, got {taps}")
         self.order, self.max_length = order, max_length

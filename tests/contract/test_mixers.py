@@ -348,6 +348,14 @@ def test_options_that_do_not_fit_are_named(cls: type[Mixer], name: str, value: o
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("cls", MIXERS)
+def test_causal_is_a_boolean(cls: type[Mixer]) -> None:
+    """A "no" would count as True."""
+    for value in ("no", 1, None):
+        with pytest.raises(ValueError, match=rf"^{cls.__name__}: causal must be True or False"):
+            cls(DIM, causal=value)
+
+
 def test_sequences_of_another_shape_are_refused(mix: Mix) -> None:
     with pytest.raises(ValueError, match="sequences describe"):
         mix(sample(), Sequences.padded([3, 4], LENGTH + 1))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from core.arguments import FLOATS, check_integers, check_tensors, is_number
+from core.arguments import FLOATS, check_flags, check_integers, check_tensors, is_number
 from core.ops.dispatch import refuse_tangents, seen_by_autograd_alone, use_triton
 from core.ops.fft_conv import spectral
 from core.ops.fft_conv.reference import band_limited, fft_conv_reference
@@ -127,8 +127,7 @@ def _check(
     }
     check_tensors("fft_conv", {"u": u, "k": k}, optional)
     _, channels, length = _check_input("fft_conv", u)
-    if not isinstance(circular, bool):
-        raise ValueError(f"fft_conv: circular must be True or False, got {circular!r}")
+    check_flags("fft_conv", circular=circular)
     if circular and reverse_k is not None:
         raise ValueError("fft_conv: reverse_k is not defined for circular=True; drop one of them")
     known = is_number(band) and band in (1.0, 0.5, 0.25)
