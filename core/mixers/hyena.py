@@ -160,7 +160,8 @@ class Hyena(Mixer):
         length = x.shape[1]
         if length > self.max_length:
             raise ValueError(
-                f"Hyena: {length} tokens, but its filters have max_length={self.max_length}"
+                f"Hyena: {length} tokens, but its filters have max_length={self.max_length}; "
+                "build it with more, or cut the sequence"
             )
         projected = self._project(x)
         taps = self.short_filter.kernel_size[0]

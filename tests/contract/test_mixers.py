@@ -356,6 +356,16 @@ def test_causal_is_a_boolean(cls: type[Mixer]) -> None:
             cls(DIM, causal=value)
 
 
+@pytest.mark.parametrize(
+    "cls", [cls for cls in MIXERS if "max_length" in inspect.signature(cls).parameters]
+)
+def test_more_tokens_than_filters_reach_are_refused_with_what_to_do(cls: type[Mixer]) -> None:
+    options: dict[str, int] = {"max_length": LENGTH - 1}
+    named = f"^{cls.__name__}: {LENGTH} tokens.*; build it with more"
+    with pytest.raises(ValueError, match=named):
+        cls(DIM, **options)(sample().float())
+
+
 def test_sequences_of_another_shape_are_refused(mix: Mix) -> None:
     with pytest.raises(ValueError, match="sequences describe"):
         mix(sample(), Sequences.padded([3, 4], LENGTH + 1))
