@@ -48,6 +48,13 @@ def check_share(where: str, **given: object) -> None:
             raise ValueError(f"{where}: {name} must lie in [0, 1), got {reprlib.repr(value)}")
 
 
+def check_flags(where: str, **given: object) -> None:
+    """ValueError unless each is a boolean: a "no" would count as True."""
+    for name, value in given.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{where}: {name} must be True or False, got {reprlib.repr(value)}")
+
+
 def check_choice(where: str, choices: tuple[str, ...], **given: object) -> None:
     """ValueError unless each is one of ``choices``."""
     for name, value in given.items():
@@ -60,11 +67,14 @@ def check_choice(where: str, choices: tuple[str, ...], **given: object) -> None:
 def check_tensors(
     where: str, given: Mapping[str, object], optional: Mapping[str, object] | None = None
 ) -> None:
-    """ValueError unless each is a tensor; the ``optional`` ones may be None."""
+    """ValueError unless each is a dense tensor; the ``optional`` ones may be None."""
     there = {name: x for name, x in (optional or {}).items() if x is not None}
     for name, x in {**given, **there}.items():
         if not isinstance(x, Tensor):
             raise ValueError(f"{where}: {name} must be a tensor, got {type(x).__name__}")
+        if x.is_nested or x.layout != torch.strided:
+            kind = "a nested tensor" if x.is_nested else x.layout
+            raise ValueError(f"{where}: {name} must be dense, got {kind}")
 
 
 def check_kind(where: str, name: str, x: Tensor, dimensions: str, dtypes: Dtypes = FLOATS) -> None:

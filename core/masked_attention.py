@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from core.arguments import check_integers, check_kind, check_tensors, is_number
+from core.arguments import check_flags, check_integers, check_kind, check_tensors, is_number
 from core.ops.dispatch import use_triton
 from core.patterns import (
     FLEX_BLOCK,
@@ -102,6 +102,7 @@ def _check(
     check_tensors("attend", heads_of)
     if not isinstance(pattern, Pattern):
         raise ValueError(f"attend: pattern must be one of core.patterns, got {pattern!r}")
+    check_flags("attend", causal=causal)
     check_integers("attend", 0, seen=seen)
     for name, x in heads_of.items():
         check_kind("attend", name, x, "batch, length, heads, head_dim")

@@ -5,6 +5,7 @@ names each type and the kernels compiled for it."""
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import Any
 
@@ -34,6 +35,10 @@ def only_compile(kernel: Any, grid: Any) -> Any:
         made = kernel.run(*arguments, grid=grid, warmup=True, **options)
         assert made.asm["cubin"], kernel.__name__
         assert made.metadata.shared <= SHARED, f"{kernel.__name__}: {made.metadata.shared} bytes"
+        if kernel.fn.__module__.startswith("core.ops.fft_conv"):
+            # an operand of 32 columns reached beyond shared memory on an H100 (README.md there)
+            widths = set(re.findall(r"wgmma[.]mma_async[.\w]*[.]m64n(\d+)k16", made.asm["ptx"]))
+            assert all(int(width) >= 64 for width in widths), (kernel.__name__, widths)
         print(kernel.__name__, flush=True)  # noqa: T201
 
     return launch
@@ -41,6 +46,42 @@ def only_compile(kernel: Any, grid: Any) -> Any:
 
 def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.zeros(shape, dtype=dtype, requires_grad=True)
+
+
+def fft_conv() -> None:
+    from core.ops.fft_conv import fft_conv, monarch
+
+    def convolve(
+        shape: tuple[int, int, int],
+        dtype: torch.dtype,
+        *names: str,
+        taps: int | None = None,
+        band: float = 1.0,
+    ) -> None:
+        u, k = leaf(*shape, dtype=dtype), leaf(shape[1], taps or shape[2])
+        wide = {"skip": shape[1:2], "reverse_k": k.shape}
+        options = {
+            name: leaf(*wide[name]) if name in wide else leaf(*shape, dtype=dtype) for name in names
+        }
+        fft_conv(u, k, band=band, **options).float().sum().backward()
+
+    monarch.WORTH_THREE_PASSES = 1  # as for inputs that are large enough
+    every = ("skip", "pre_gate", "post_gate", "reverse_k")
+    half = torch.bfloat16
+    print(half, flush=True)  # noqa: T201
+    # sequences that share a tile, fill one, go over windows; in each a count of 1 is a constant
+    convolve((3, 2, 60), half, *every)
+    convolve((2, 1, 4096), half)
+    convolve((2, 3, 5000), half, "skip", taps=100)
+    convolve((20, 2, 500), half, *every, band=0.5)
+    # three passes, of 16, 32 and 256 lines
+    convolve((2, 2, 5000), half, *every)
+    convolve((1, 2, 70_000), half)
+    convolve((1, 2, 70_000), half, band=0.5)
+    convolve((1, 1, 2**20), half)
+    for dtype in (torch.float16, torch.float32):
+        print(dtype, flush=True)  # noqa: T201
+        convolve((3, 2, 60), dtype, *every)
 
 
 def prefix_attention() -> None:
@@ -78,7 +119,7 @@ def main(op: str) -> None:
     driver.set_active(Hopper())
     JITFunction.__getitem__ = only_compile
     os.environ["LONGSPAN_OPS"] = "triton"
-    {"prefix_attention": prefix_attention, "ssd": ssd}[op]()
+    {"fft_conv": fft_conv, "prefix_attention": prefix_attention, "ssd": ssd}[op]()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from core.arguments import FLOATS, check_integers, check_tensors
+from core.arguments import FLOATS, check_flags, check_integers, check_tensors
 from core.sequences import Sequences, check_sequences
 
 NONCAUSAL_SELF = "noncausal_self"
@@ -56,6 +56,7 @@ class Mixer(nn.Module):
     def __init__(self, dim: int, causal: bool) -> None:
         super().__init__()
         check_integers(type(self).__name__, dim=dim)
+        check_flags(type(self).__name__, causal=causal)
         self.dim = dim
         self.causal = causal
         if not {self.pattern(cross=False), self.pattern(cross=True)} & self.patterns:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.arguments import check_integers, check_positive, check_share
+from core.arguments import check_flags, check_integers, check_positive, check_share, is_number
 from core.mixers.base import CAUSAL_SELF, NONCAUSAL_SELF, Mixer
 from core.mixers.documents import by_document
 from core.ops.fft_conv import fft_conv
@@ -124,7 +124,10 @@ class Hyena(Mixer):
         check_integers("Hyena", 3, features=features)
         check_integers("Hyena", 0, filter_layers=filter_layers)
         check_positive("Hyena", frequency=frequency)
+        if not is_number(shift) or not math.isfinite(shift):
+            raise ValueError(f"Hyena: shift must be a finite number, got {shift!r}")
         check_share("Hyena", dropout=dropout)
+        check_flags("Hyena", train_features=train_features)
         if taps % 2 == 0 and not causal:
             raise ValueError(f"Hyena: a centred short filter needs odd taps, got {taps}")
         self.order, self.max_length = order, max_length
@@ -157,7 +160,8 @@ class Hyena(Mixer):
         length = x.shape[1]
         if length > self.max_length:
             raise ValueError(
-                f"Hyena: {length} tokens, but its filters have max_length={self.max_length}"
+                f"Hyena: {length} tokens, but its filters have max_length={self.max_length}; "
+                "build it with more, or cut the sequence"
             )
         projected = self._project(x)
         taps = self.short_filter.kernel_size[0]

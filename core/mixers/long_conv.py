@@ -3,6 +3,7 @@ Convolutions for Sequence Modeling", arXiv 2302.06646)."""
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -51,8 +52,8 @@ class LongFilter(nn.Module):
     ) -> None:
         super().__init__()
         check_integers("LongFilter", max_length=max_length, smooth=smooth)
-        if not is_number(squash) or not squash >= 0:
-            raise ValueError(f"LongFilter: squash must be at least 0, got {squash!r}")
+        if not is_number(squash) or not 0 <= squash < math.inf:
+            raise ValueError(f"LongFilter: squash must be at least 0 and finite, got {squash!r}")
         if smooth % 2 == 0:
             raise ValueError(f"LongFilter: smooth must be an odd window, got {smooth}")
         check_choice("LongFilter", ("geometric", "random"), initialisation=initialisation)

@@ -6,6 +6,7 @@ import os
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 VARIABLE = "LONGSPAN_OPS"
 CHOICES = ("auto", "reference", "triton")
@@ -36,6 +37,19 @@ def seen_by_autograd_alone(*tensors: Tensor | None) -> bool:
         or torch._C._len_torch_dispatch_stack()
         or any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors if x is not None)
     )
+
+
+def refuse_tangents(op: str, *tensors: Tensor | None) -> None:
+    """NotImplementedError under forward-mode differentiation, where PyTorch would drop what the
+    ``tensors`` of an operator carry, and give zeros without a word."""
+    if torch.compiler.is_compiling():
+        return
+    for x in tensors:
+        if x is not None and unpack_dual(x).tangent is not None:
+            raise NotImplementedError(
+                f"{op}: differentiates backward only; of torch.func.jvp and dual tensors take the "
+                "reference"
+            )
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:

@@ -30,6 +30,36 @@ def test_distances_of_the_convolution_are_those_of_its_report() -> None:
         assert f"| {title}, measured | {cells} |" in text
 
 
+def bytes_of(length: int, batch: int) -> tuple[float, float]:
+    """What a position of a channel moves, by the tables of docs/kernels.md: forward, and forward
+    and backward; the second number of a pair a channel, shared by the batch."""
+    if length <= 4096:
+        spectrum = 4 + 4  # filter: taps, its spectrum
+        forward = (2 + 2, spectrum + 4)  # convolve: u, y, spectrum
+        backward = (2 + 2 + 2 + 2, spectrum + 4 + 4)  # convolve: dy, du; correlate: u, dy, dk
+    else:
+        filters = 4 + 4 + 4 + 4 + 4  # row_stats, outer, inner_spectrum
+        outer, inner, inverse = 2 + 4, 4 + 4, 4 + 2
+        forward = (2 + outer + inner + inverse, filters + 4)
+        correlate = 4 + 4  # columns of u and of dy
+        backward = (2 * 2 + 2 * outer + correlate + inner + inverse, 4 + 4 + 4 + filters + 4)
+    first, second = (each + shared / batch for each, shared in (forward, backward))
+    return first, first + second
+
+
+def test_counted_bytes_of_the_convolution_are_those_of_its_kernels() -> None:
+    report = json.loads((ROOT / "benchmarks/kernels/results/fft_conv.json").read_text())
+    rows = [rows["longspan"] for _, rows in pages.cases(report, gated=False)]
+    text = (ROOT / "docs/kernels.md").read_text()
+    for i, (title, name) in enumerate((("forward", "forward"), ("with backward", "both"))):
+        cells = []
+        for row in rows:
+            batch, channels, length = (row["case"][n] for n in ("batch", "channels", "length"))
+            moved = batch * channels * length * bytes_of(length, batch)[i]
+            cells.append(f"{1e3 * moved / pages.BANDWIDTH / row[f'{name}_floor_ms']:.1f}")
+        assert f"| {title}, counted | {' | '.join(cells)} |" in text
+
+
 def test_blocks_that_the_packed_notes_touch() -> None:
     lengths = note_lengths(Shape())
     row = Sequences.packed([lengths], sum(lengths))

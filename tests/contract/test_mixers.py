@@ -336,8 +336,8 @@ def options_that_do_not_fit() -> list[tuple[type[Mixer], str, object]]:
         for name, option in inspect.signature(cls).parameters.items():
             kind = str(option.annotation).removesuffix(" | None")
             found += [(cls, name, value) for value in bad.get(kind, [])]
-    any_number = ("shift", "filter_layers")  # any shift, no inner layer
-    return [(c, name, v) for c, name, v in found if name not in any_number or v == "3"]
+    # no inner layer is a number of them
+    return [(c, name, v) for c, name, v in found if name != "filter_layers" or v == "3"]
 
 
 @pytest.mark.parametrize(("cls", "name", "value"), options_that_do_not_fit())
@@ -346,6 +346,24 @@ def test_options_that_do_not_fit_are_named(cls: type[Mixer], name: str, value: o
     with pytest.raises(ValueError, match=rf"^\w+: {name}\W") as caught:
         cls(**options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("cls", MIXERS)
+def test_causal_is_a_boolean(cls: type[Mixer]) -> None:
+    """A "no" would count as True."""
+    for value in ("no", 1, None):
+        with pytest.raises(ValueError, match=rf"^{cls.__name__}: causal must be True or False"):
+            cls(DIM, causal=value)
+
+
+@pytest.mark.parametrize(
+    "cls", [cls for cls in MIXERS if "max_length" in inspect.signature(cls).parameters]
+)
+def test_more_tokens_than_filters_reach_are_refused_with_what_to_do(cls: type[Mixer]) -> None:
+    options: dict[str, int] = {"max_length": LENGTH - 1}
+    named = f"^{cls.__name__}: {LENGTH} tokens.*; build it with more"
+    with pytest.raises(ValueError, match=named):
+        cls(DIM, **options)(sample().float())
 
 
 def test_sequences_of_another_shape_are_refused(mix: Mix) -> None:

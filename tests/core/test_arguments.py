@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.arguments import check_integers, check_positive, check_share
+from core.arguments import check_integers, check_positive, check_share, check_tensors
 from core.masked_attention import attend
 from core.patterns import Full
 
@@ -35,6 +35,15 @@ def test_what_is_no_number(value: object) -> None:
         check_positive("here", value=value)
     with pytest.raises(ValueError, match=r"^here: value must lie in \[0, 1\), got"):
         check_share("here", value=value)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_tensors_without_rows_of_one_length() -> None:
+    rows = [torch.ones(3, 8), torch.ones(2, 8)]
+    for layout in (torch.strided, torch.jagged):
+        nested = torch.nested.nested_tensor(rows, layout=layout)
+        with pytest.raises(ValueError, match=r"^here: x must be dense, got a nested tensor$"):
+            check_tensors("here", {"x": nested})
 
 
 class Twice(torch.nn.Module):

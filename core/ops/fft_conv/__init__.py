@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from core.arguments import FLOATS, check_integers, check_tensors
-from core.ops.dispatch import seen_by_autograd_alone, use_triton
+from core.arguments import FLOATS, check_flags, check_integers, check_tensors, is_number
+from core.ops.dispatch import refuse_tangents, seen_by_autograd_alone, use_triton
 from core.ops.fft_conv import spectral
 from core.ops.fft_conv.reference import band_limited, fft_conv_reference
 
@@ -48,11 +48,13 @@ def fft_conv(
     and every frequency is taken: the option saves no time.
 
     Computes in float32 (float64 for a float64 ``u``) and returns the dtype of ``u``. Differentiable
-    once in every tensor; only the inputs are kept for the backward pass. Raises ValueError naming
-    the argument for shapes, dtypes and devices that do not fit. The operator: Poli et al. 2023,
+    once, backward, in every tensor; only the inputs are kept for the backward pass. Raises
+    ValueError naming the argument for shapes, dtypes and devices that do not fit, and
+    NotImplementedError under forward-mode differentiation. The operator: Poli et al. 2023,
     "Hyena Hierarchy", arXiv 2302.10866.
     """
     _check(u, k, skip, pre_gate, post_gate, reverse_k, circular, history, band)
+    refuse_tangents("fft_conv", u, k, skip, pre_gate, post_gate, reverse_k, history)
     past = 0 if history is None else history.shape[-1]
     if history is not None:
         # positions before the piece: gated already, and their outputs are dropped
@@ -125,11 +127,13 @@ def _check(
     }
     check_tensors("fft_conv", {"u": u, "k": k}, optional)
     _, channels, length = _check_input("fft_conv", u)
+    check_flags("fft_conv", circular=circular)
     if circular and reverse_k is not None:
         raise ValueError("fft_conv: reverse_k is not defined for circular=True; drop one of them")
-    if band not in (1.0, 0.5, 0.25) or (band < 1 and (circular or history is not None)):
+    known = is_number(band) and band in (1.0, 0.5, 0.25)
+    if not known or (band < 1 and (circular or history is not None)):
         raise ValueError(
-            f"fft_conv: band must be 1, 1/2 or 1/4, and 1 with circular or history, got {band}"
+            f"fft_conv: band must be 1, 1/2 or 1/4, and 1 with circular or history, got {band!r}"
         )
     reach = length
     if history is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from core.arguments import FLOATS, INTEGERS, check_fit, check_kind, check_tensors
-from core.ops.dispatch import autocast_dtype, use_triton
+from core.ops.dispatch import autocast_dtype, refuse_tangents, use_triton
 from core.ops.prefix_attention import reference
 from core.ops.prefix_attention.reference import PrefixState
 from core.ops.segments import encode_segments
@@ -43,7 +43,7 @@ def prefix_attention(
         carries no gradient: it cancels in whatever is computed from the three together.
 
     Under ``torch.autocast``, values are cast to its dtype. Raises ValueError for shapes, dtypes or
-    devices that do not fit.
+    devices that do not fit, NotImplementedError under forward-mode differentiation.
     """
     op = "prefix_attention"
     check_tensors(op, {"scores": scores, "values": values}, {"document": document})
@@ -56,6 +56,7 @@ def prefix_attention(
         if initial_state is not None:
             initial_state = PrefixState(*(tensor.float() for tensor in initial_state))
     _check(scores, values, initial_state, document)
+    refuse_tangents(op, scores, values, *(initial_state or ()))
     state = reference.empty_state(values) if initial_state is None else initial_state
     segments = None if document is None else encode_segments(document)
     out, m, u, w = _prefix_attention(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from core.arguments import FLOATS, INTEGERS, check_fit, check_kind, check_tensors
-from core.ops.dispatch import autocast_dtype, use_triton
+from core.ops.dispatch import autocast_dtype, refuse_tangents, use_triton
 from core.ops.segments import encode_segments
 from core.ops.ssd import reference
 
@@ -41,7 +41,7 @@ def ssd(
         position, (batch, heads, head_dim, state), in the dtype of ``log_decay``.
 
     Under ``torch.autocast``, x, B and C are cast to its dtype. Raises ValueError for shapes,
-    dtypes or devices that do not fit.
+    dtypes or devices that do not fit, NotImplementedError under forward-mode differentiation.
     """
     optional = {"initial_state": initial_state, "document": document}
     check_tensors("ssd", {"x": x, "log_decay": log_decay, "B": B, "C": C}, optional)
@@ -52,6 +52,7 @@ def ssd(
         log_decay = log_decay.float()
         initial_state = None if initial_state is None else initial_state.float()
     _check(x, log_decay, B, C, initial_state, document)
+    refuse_tangents("ssd", x, log_decay, B, C, initial_state)
     segments = None if document is None else encode_segments(document)
     return _ssd(x, log_decay, B, C, initial_state, segments)
 

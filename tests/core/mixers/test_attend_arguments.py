@@ -56,6 +56,7 @@ Q = (2, 9, 4, 6)
             "seen=2 must be 0 with sequences",
         ),
         (tensors(*Q), tensors(*Q), {"seen": 7}, r"key must be \(2, 11, kv_heads, 6\)"),
+        (tensors(*Q), tensors(*Q), {"causal": "no"}, "causal must be True or False, got 'no'"),
         (tensors(*Q), tensors(*Q), {"dropout": 1.5}, "dropout must lie in"),
         (tensors(*Q), tensors(*Q), {"dropout": None}, "dropout must lie in"),
         (

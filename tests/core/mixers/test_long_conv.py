@@ -124,6 +124,7 @@ def test_taps_are_not_decayed() -> None:
         ({"max_length": 0}, "max_length must be an integer of at least 1, got 0"),
         ({"squash": -0.1}, "squash must be at least 0"),
         ({"squash": float("nan")}, "squash must be at least 0"),
+        ({"squash": float("inf")}, "squash must be at least 0 and finite, got inf"),
         ({"smooth": 4}, "smooth must be an odd window, got 4"),
         ({"smooth": -1}, "smooth must be an integer of at least 1, got -1"),
         ({"kernel_dropout": 1.5}, "kernel_dropout must lie in \\[0, 1\\), got 1.5"),

@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from core.ops.dispatch import seen_by_autograd_alone
 from core.ops.fft_conv import fft_conv
+from core.ops.prefix_attention import prefix_attention
+from core.ops.ssd import ssd
 
 
 class Marked(Tensor):
@@ -94,3 +96,22 @@ def test_differentiable_once_both_ways(
         (gradient,) = torch.autograd.grad(y.square().sum(), u, create_graph=True)
         with pytest.raises(RuntimeError, match=message):
             gradient.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:FutureWarning")  # inside torch.func.jvp
+@pytest.mark.parametrize("op", ["fft_conv", "ssd", "prefix_attention"])
+def test_forward_mode_is_refused(op: str) -> None:
+    """Of an operator PyTorch gives zeros for a derivative that it cannot compute."""
+    x, scores, keys = torch.randn(2, 8, 3, 4), -torch.rand(2, 8, 3), torch.randn(2, 8, 1, 4)
+    call: Callable[[Tensor], object] = {
+        "fft_conv": lambda x: fft_conv(x[..., 0], torch.ones(8, 3)),
+        "ssd": lambda x: ssd(x, scores, keys, keys),
+        "prefix_attention": lambda x: prefix_attention(scores, x),
+    }[op]
+    with pytest.raises(NotImplementedError, match=f"^{op}: differentiates backward only"):
+        torch.func.jvp(call, (x,), (x,))
+    with torch.autograd.forward_ad.dual_level():
+        call(x)
+        dual = torch.autograd.forward_ad.make_dual(x, x)
+        with pytest.raises(NotImplementedError, match=f"^{op}: differentiates backward only"):
+            call(dual)
