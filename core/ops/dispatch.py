@@ -28,14 +28,19 @@ def use_triton(tensor: Tensor) -> bool:
 
 def seen_by_autograd_alone(*tensors: Tensor | None) -> bool:
     """Whether a call of an op may go around PyTorch's dispatcher, which takes longer than to launch
-    short kernels does: nothing compiles, traces or maps it, and no tensor is of a class of its own.
+    short kernels does: nothing compiles, traces or maps it, and no tensor is of a class of its own
+    or a negation that is still to be computed (``z.conj().imag``).
     """
     return not (
         torch.compiler.is_compiling()
         or torch._C._is_tracing()
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
-        or any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors if x is not None)
+        or any(
+            type(x) not in (Tensor, torch.nn.Parameter) or x.is_neg()
+            for x in tensors
+            if x is not None
+        )
     )
 
 

@@ -310,4 +310,4 @@ class _Direct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return _differentiate(ctx, dy, _gradients)
+        return _differentiate(ctx, dy.resolve_neg(), _gradients)

@@ -12,13 +12,20 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from core.ops.dispatch import seen_by_autograd_alone
-from core.ops.fft_conv import fft_conv
+from core.ops.fft_conv import _Direct, fft_conv
 from core.ops.prefix_attention import prefix_attention
 from core.ops.ssd import ssd
 
 
 class Marked(Tensor):
     """A tensor of a class of its own."""
+
+
+def negated(x: Tensor) -> Tensor:
+    """-x, of which no kernel has computed the sign yet."""
+    found = torch.complex(torch.zeros_like(x), x).conj().imag
+    assert found.is_neg()
+    return found
 
 
 def compiled(function: Callable[[Tensor], Tensor], x: Tensor) -> None:
@@ -42,6 +49,7 @@ def traced(function: Callable[[Tensor], Tensor], x: Tensor) -> None:
         pytest.param(lambda f, x: f(torch.nn.Parameter(x)), True, id="parameter"),
         pytest.param(lambda f, x: f(x.as_subclass(Marked)), False, id="subclass"),
         pytest.param(lambda f, x: torch.func.vmap(f)(x), False, id="vmap"),
+        pytest.param(lambda f, x: f(negated(x)), False, id="negation to be computed"),
         pytest.param(counted, False, id="dispatch mode"),
         pytest.param(compiled, False, id="compiled"),
         pytest.param(traced, False, id="traced"),
@@ -115,3 +123,19 @@ def test_forward_mode_is_refused(op: str) -> None:
         dual = torch.autograd.forward_ad.make_dual(x, x)
         with pytest.raises(NotImplementedError, match=f"^{op}: differentiates backward only"):
             call(dual)
+
+
+def test_a_gradient_whose_negation_is_to_be_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def gradients(dy: Tensor, *_: object) -> tuple[Tensor, ...]:
+        seen.append(dy)
+        return tuple(torch.zeros(1, 2, 5) for _ in range(5))
+
+    monkeypatch.setattr("core.ops.fft_conv._gradients", gradients)
+    u, dy = torch.randn(1, 2, 5, requires_grad=True), torch.randn(1, 2, 5)
+    y = _Direct.apply(u, torch.randn(2, 5), None, None, None, 0, False, 1.0)
+    y.backward(negated(dy))
+    (given,) = seen
+    assert not given.is_neg()
+    torch.testing.assert_close(given, -dy)

@@ -80,6 +80,24 @@ def test_strided_inputs(length: int) -> None:
             assert ratio(got, expected) <= RMS_LIMIT[dtype]
 
 
+@pytest.mark.parametrize("length", [500, 20000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_negations_that_are_to_be_computed(dtype: torch.dtype, length: int) -> None:
+    """Kernels read memory, where the sign is another."""
+    turned = torch.randn(3, 64, length, dtype=torch.complex64, device="cuda").conj().imag
+    found = []
+    for resolved in (False, True):
+        given = turned.resolve_neg() if resolved else turned
+        assert given.is_neg() is not resolved
+        u = given[:1].to(dtype).detach().requires_grad_()
+        k = given[1].detach().requires_grad_()
+        y = fft_conv(u, k)
+        y.backward(given[2:].to(dtype))
+        found.append((y, u.grad, k.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # raised inside inductor
 @pytest.mark.parametrize("band", [1.0, 0.5])
 def test_compile(band: float) -> None:
