@@ -17,7 +17,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from core.jobs.errors import DataError, UsageError
-from core.jobs.studies import Trial, logged_table, run_study
+from core.jobs.studies import Trial, logged_table, rows_of, run_study
 from core.jobs.usage import one_line
 from timeseries.data import calendar
 from timeseries.data.forecasts import ForecastWindows
@@ -95,8 +95,16 @@ def backtest(arguments: Sequence[str]) -> None:
             "not_tested": fold.late + fold.over,
         }
         trials.append(Trial(labels, ("--config", given.config, *rest, *keys, skip), train))
-    draw = backtest_figure, backtest_by_horizon
-    table = run_study("timeseries", "backtest", trials, Path(given.out), *draw)
+    # the table may hold another model's folds, or those of another number of them
+    table = run_study(
+        "timeseries",
+        "backtest",
+        trials,
+        Path(given.out),
+        lambda table: backtest_figure(rows_of(table, trials)),
+        lambda table: backtest_by_horizon(rows_of(table, trials)),
+    )
+    table = rows_of(table, trials)
     shown = ("fold", "test_end", "series", "not_tested", *_BARS, "mase", "mse_seasonal_naive")
     print_table(table.select(shown))
 
