@@ -97,6 +97,8 @@ class ForecastWindows(RecordDataModule):
         given = {
             name: "double[][]" for name in ("known", "observed") if getattr(self.covariates, name)
         }
+        if policies.gaps == "close":
+            given["stamps"] = "string[]"
         self.input_columns = {**self.input_columns, **given}
         self.frequency = frequency
         self.protocol = protocol
@@ -263,7 +265,7 @@ class ForecastWindows(RecordDataModule):
             self._check_room(series, self.origins, path)
             origins = [self.protocol.origins(one, self.origins) for one in series]
         self._check(series, path)
-        return ForecastRecords(series, origins, self.protocol)
+        return ForecastRecords(series, origins, self.protocol, self.policies.gaps == "close")
 
     def _check_ahead(self, series: Sequence[Series], path: Path) -> None:
         """Raises DataError for a series whose known covariates end before the horizon."""
@@ -279,8 +281,8 @@ class ForecastWindows(RecordDataModule):
 
     def encode(self, record: Record) -> dict[str, Any]:
         assert self.fitted is not None
-        lookback, horizon = self.protocol.lookback, self.protocol.horizon
-        name, frequency = str(record["series"]), self.fitted.frequency
+        lookback = self.protocol.lookback
+        name = str(record["series"])
         scale = self.fitted.scales.get(name)
         if scale is None:
             raise SkipRecord(f"series {name!r} was not in training, so its scale is not known")
@@ -295,13 +297,9 @@ class ForecastWindows(RecordDataModule):
         if values.shape[1:] != (len(self.fitted.channels),) or not np.isfinite(values).all():
             channels = ", ".join(self.fitted.channels)
             raise SkipRecord(f"values must be rows of one finite number for each of {channels}")
-        try:
-            known, ahead = stamps_around(str(record["origin"]), frequency, lookback, horizon)
-        except ValueError as error:
-            kind = "a whole number" if frequency is None else "a stamp such as 2024-01-31T13:00:00"
-            raise SkipRecord(f"origin {record['origin']!r} is not {kind}") from error
-        past_time = [calendar.features(known, frequency)]
-        future_time = [calendar.features(ahead, frequency)]
+        known, ahead = self.stamps(record)
+        past_time = [calendar.features(known, self.fitted.frequency)]
+        future_time = [calendar.features(ahead, self.fitted.frequency)]
         if self.covariates:
             past, future = self._encoded_covariates(record, name, given)
             past_time, future_time = [*past_time, past], [*future_time, future]
@@ -315,6 +313,30 @@ class ForecastWindows(RecordDataModule):
             "mean": scale.mean,
             "std": scale.std,
         }
+
+    def stamps(self, record: Record) -> tuple[Any, Any]:
+        """Stamps of the look-back and of the horizon. Behind the last that is given they go on by
+        the step. Raises SkipRecord for what is none."""
+        assert self.fitted is not None
+        lookback, horizon = self.protocol.lookback, self.protocol.horizon
+        frequency, given = self.fitted.frequency, len(record["values"])
+        kind = "a whole number" if frequency is None else "a stamp such as 2024-01-31T13:00:00"
+        try:
+            around = stamps_around(str(record["origin"]), frequency, lookback, horizon)
+        except ValueError as error:
+            raise SkipRecord(f"origin {record['origin']!r} is not {kind}") from error
+        if self.policies.gaps != "close":
+            return around
+        try:
+            texts = [str(text) for text in record["stamps"]][: given + horizon]
+            stamp = int if frequency is None else calendar.stamp
+            found = np.array([stamp(text) for text in texts])
+            more = stamps_around(texts[-1], frequency, 0, given + horizon - len(texts))[1]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise SkipRecord(f"stamps must each be {kind}") from error
+        if len(found) < given:
+            raise SkipRecord(f"{len(found)} stamps of {given} values")
+        return found[given - lookback : given], np.concatenate([found[given:], more])
 
     def _encoded_covariates(self, record: Record, name: str, given: int) -> tuple[Any, Any]:
         """Features (lookback, features) and (horizon, features) of a record with ``given`` values.

@@ -58,8 +58,8 @@ class Series:
 
     ``frequency`` is the step of the grid as polars writes it (``1h``, ``1mo``), ``1me`` for the
     last days of months, or None where the stamps are numbers. Of covariates, ``known`` (time +
-    ahead, columns) goes on behind the last target, ``observed`` (time, columns) does not, and
-    ``static`` has a number or text a column.
+    ahead, columns) goes on behind the last target, at the stamps ``later`` (ahead,), ``observed``
+    (time, columns) does not, and ``static`` has a number or text a column.
     """
 
     name: str
@@ -70,6 +70,7 @@ class Series:
     known: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
     observed: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
     static: tuple[Value, ...] = ()
+    later: NDArray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.stamps)
@@ -418,6 +419,7 @@ def regular(rows: Rows, step: str | None, policies: Policies) -> Series:
         rows.values[:, first:second],
         past.values[:, second:],
         rows.static[rows.which[0]],
+        rows.stamp[end:],
     )
 
 

@@ -54,7 +54,7 @@ Result = TypeVar("Result")
 
 STREAM_ROWS = 5_000_000  # below, reading all at once takes some hundreds of MB and no disk
 _BATCH = 1 << 18
-_FORMAT = 2  # of the cache
+_FORMAT = 3  # of the cache
 _OFFSET = re.compile(r"(Z|[+-]\d\d:?\d\d)$")
 
 
@@ -342,9 +342,10 @@ def _read(file: pq.ParquetFile, columns: list[str]) -> Iterator[pl.DataFrame]:
 
 
 class _Writer:
-    """Series one after the other into ``stamps``, ``targets``, ``known`` and ``observed``."""
+    """Series one after the other into ``stamps``, ``later``, ``targets``, ``known`` and
+    ``observed``."""
 
-    arrays = ("stamps", "targets", "known", "observed")
+    arrays = ("stamps", "later", "targets", "known", "observed")
 
     def __init__(self, folder: Path, kind: str) -> None:
         self.folder = folder
@@ -356,7 +357,9 @@ class _Writer:
         self.index["columns"] = [one.values.shape[1], one.known.shape[1], one.observed.shape[1]]
         self.index["series"].append([one.name, len(one), len(one.known), one.static])
         for name, values in zip(
-            self.arrays, (one.stamps, one.values, one.known, one.observed), strict=True
+            self.arrays,
+            (one.stamps, one.later, one.values, one.known, one.observed),
+            strict=True,
         ):
             for at in _pieces(len(values)):
                 np.ascontiguousarray(values[at]).tofile(self.files[name])
@@ -374,10 +377,12 @@ def _opened(folder: Path, repairs: Repairs) -> list[Series]:
     targets, known, observed = (
         _mapped(folder / name, np.float64, (count, columns))
         for name, count, columns in zip(
-            _Writer.arrays[1:], (rows, ahead, rows), index["columns"], strict=True
+            _Writer.arrays[2:], (rows, ahead, rows), index["columns"], strict=True
         )
     )
-    stamps = _mapped(folder / "stamps", np.dtype(index["kind"]), (rows,))
+    kind = np.dtype(index["kind"])
+    stamps = _mapped(folder / "stamps", kind, (rows,))
+    later = _mapped(folder / "later", kind, (ahead - rows,))
     found, start, start_known = [], 0, 0
     for name, rows, rows_known, static in index["series"]:
         at, at_known = slice(start, start + rows), slice(start_known, start_known + rows_known)
@@ -390,6 +395,7 @@ def _opened(folder: Path, repairs: Repairs) -> list[Series]:
             known[at_known],
             observed[at],
             tuple(static),
+            later[start_known - start : at_known.stop - at.stop],
         )
         found.append(part)
         start, start_known = at.stop, at_known.stop
@@ -398,5 +404,5 @@ def _opened(folder: Path, repairs: Repairs) -> list[Series]:
 
 def _mapped(file: Path, kind: Any, shape: tuple[int, ...]) -> NDArray:
     if 0 in shape:  # an empty file cannot be mapped
-        return np.zeros(shape)
+        return np.zeros(shape, kind)
     return np.memmap(file, kind, "r", shape=shape)

@@ -284,10 +284,18 @@ class ForecastRecords(Sequence[dict[str, Any]]):
     """The windows to forecast as records: ``id``, ``series``, ``origin`` (the last stamp that is
     known), ``values`` (lookback, channels; fewer where the series begins later) and, where it has
     happened, ``actual``. With such covariates also ``known`` (as many rows and the horizon's,
-    columns) and ``observed`` (as many rows, columns)."""
+    columns) and ``observed`` (as many rows, columns). Where gaps were ``closed`` the origin does
+    not tell the others: ``stamps`` of these rows, and of as many of the horizon as there are."""
 
-    def __init__(self, series: Sequence[Series], origins: Sequence[range], protocol: Protocol):
+    def __init__(
+        self,
+        series: Sequence[Series],
+        origins: Sequence[range],
+        protocol: Protocol,
+        closed: bool = False,
+    ):
         self.series, self.origins, self.protocol = series, origins, protocol
+        self.closed = closed
         self.ends = np.cumsum([len(o) for o in origins]).tolist()
 
     def __len__(self) -> int:
@@ -309,5 +317,9 @@ class ForecastRecords(Sequence[dict[str, Any]]):
             record["known"] = one.known[start : row + self.protocol.horizon]
         if one.observed.shape[1]:
             record["observed"] = one.observed[start:row]
+        if self.closed:
+            end = row + self.protocol.horizon
+            later = one.later[: max(0, end - len(one))]
+            record["stamps"] = [*map(str, one.stamps[start:end]), *map(str, later)]
         actual = one.values[row : row + self.protocol.horizon]
         return {**record, "actual": actual} if len(actual) == self.protocol.horizon else record

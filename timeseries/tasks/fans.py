@@ -13,7 +13,7 @@ from torch import Tensor
 
 from core.jobs.data import Record
 from core.jobs.shards import load_predictions
-from timeseries.data.forecasts import ForecastWindows, stamps_around
+from timeseries.data.forecasts import ForecastWindows
 from timeseries.data.windows import Windows
 from timeseries.tasks.figures import Shown
 
@@ -81,15 +81,13 @@ def _shown(
     record: Record, rows: pl.DataFrame, channel: int, data: ForecastWindows, levels: Sequence[float]
 ) -> Shown:
     assert data.fitted is not None
-    lookback = data.protocol.lookback
-    origin, frequency = str(record["origin"]), data.fitted.frequency
-    stamps = np.concatenate(stamps_around(origin, frequency, lookback, len(rows)))
+    stamps = np.concatenate(data.stamps(record))
     low, high = (
         np.array([rows[f"{end}_{share * 100:g}"] for share in levels]).reshape(-1, len(rows))
         for end in ("lower", "upper")
     )
     forecast, future = (_numbers(rows[name]) for name in ("forecast", "actual"))
-    past = np.asarray(record["values"], np.float64)[-lookback:, channel]
+    past = np.asarray(record["values"], np.float64)[-data.protocol.lookback :, channel]
     title = _title(str(record["series"]), data.fitted.channels[channel])
     return Shown(stamps, past, future, forecast, low, high, title)
 

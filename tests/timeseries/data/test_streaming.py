@@ -107,7 +107,7 @@ def same(whole: list[Series], streamed: list[Series]) -> None:
             other.frequency,
             other.static,
         )
-        for key in ("stamps", "values", "known", "observed"):
+        for key in ("stamps", "values", "known", "observed", "later"):
             expected, found = getattr(one, key), getattr(other, key)
             assert expected.dtype == found.dtype
             if expected.size or key in ("stamps", "values"):
@@ -285,7 +285,7 @@ def test_a_file_is_read_again_only_if_it_changed(tmp_path: Path) -> None:
     assert module(path).state_dict() == first.state_dict()
     assert next((tmp_path / "cache").glob("*")).stat().st_ino == made
     assert {file.name for file in folder.iterdir()} == {
-        *("index.json", "stamps", "targets", "known", "observed")
+        *("index.json", "stamps", "later", "targets", "known", "observed")
     }
     table().with_columns(pl.col("y") + 1).write_parquet(path)
     os.utime(path, ns=(0, 1))
