@@ -49,10 +49,11 @@ def run_study(
     """Run every trial that ``table`` (CSV) does not hold yet, and add its row when it is done.
 
     Columns: the labels, the test metrics without ``test/``, ``seconds`` of fit and test, a digest
-    of the trial's ``settings`` and data, ``run_id`` of the test. The table and the figure that ``draw`` makes of it are artifacts of a run in
-    the experiment ``<domain>/<name>``, and so are figures and tables that ``more`` makes, by path;
-    the trials' runs are its children. Raises UsageError for a table of other labels or with a trial
-    of other settings or data, and what ends any trial before its run begins, before the first one.
+    of the trial's ``settings`` and data, ``run_id`` of the test. The table and the figure that
+    ``draw`` makes of it are artifacts of a run in the experiment ``<domain>/<name>``, and so are
+    figures and tables that ``more`` makes, by path; the trials' runs are its children. Raises
+    UsageError for a table of other labels or with a trial of other settings or data, and what ends
+    any trial before its run begins, before the first one.
     """
     done = _read(table, trials)
     _check(domain, [t for t in trials if done is None or done.filter(_is(t)).is_empty()])

@@ -130,8 +130,8 @@ def test_backtest_shows_its_own_folds_alone(folder: Path) -> None:
     """Not those of another number of folds, or of another model, in the same table."""
     words = ["backtest", "--config", DLINEAR, "--span", "60", "--out", "two.csv", *SMALL]
     words += ["--data.init_args.protocol.horizon", "12", "--folds"]
-    for folds in ("1", "2"):
-        done = timeseries(folder, *words, folds)
+    for count in ("1", "2"):
+        done = timeseries(folder, *words, count)
         assert done.returncode == 0, done.stderr
     assert len(pl.read_csv(folder / "two.csv")) == 3
     assert sum(" 0          ┆" in line for line in done.stdout.splitlines()) == 2

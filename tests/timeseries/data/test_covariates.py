@@ -346,6 +346,26 @@ def test_prediction_needs_what_training_had(path: Path, tmp_path: Path) -> None:
         fitted(path, observed=["price"])
 
 
+@pytest.mark.parametrize(("north", "south"), [("1", "x"), ("1", "2")])
+def test_a_static_column_is_the_same_whatever_other_series_have(
+    tmp_path: Path, north: str, south: str
+) -> None:
+    """A column of codes is text where one of them is, and numbers in a file of the others."""
+    code = pl.when(pl.col("unique_id") == "north").then(pl.lit(north)).otherwise(pl.lit(south))
+    whole = table().with_columns(code.alias("kind"))
+    whole.write_csv(tmp_path / "x.csv")
+    state = fitted(tmp_path / "x.csv").state_dict()
+    later = tmp_path / "next.csv"
+    whole.filter(unique_id="north").write_csv(later)
+    assert len(predicting(later, state).predict_records()) == 1
+    other = pl.col("unique_id").replace("south", "new"), code.replace("2", "y").alias("kind")
+    whole.with_columns(*other).write_csv(later)
+    assert len(predicting(later, state).predict_records()) == 2
+    whole.with_columns(pl.lit("3").alias("kind")).write_csv(later)
+    with pytest.raises(DataError, match="static column 'kind' of series 'north' is 3"):
+        predicting(later, state).predict_records()
+
+
 @pytest.mark.parametrize("kind", [Informer, TemporalFusionTransformer])
 def test_a_model_uses_them(tmp_path: Path, kind: Any) -> None:
     """White noise in the known column is the series' next value: nothing else tells it."""
