@@ -40,10 +40,11 @@ def tested(
         for x in (batch["past"], batch["future"], forecast)
     )
     low, high = ((x[:, 0, :, channel] * std + mean).cpu().numpy() for x in ends)
-    title = f"channel {channel}"
+    title, stamps = f"channel {channel}", batch["stamps"][0].cpu().numpy()
     if of is not None:
         title = _title(of.series[int(batch["series"][0])].name, of.fitted.channels[channel])
-    stamps = batch["stamps"][0].cpu().numpy()
+        if of.fitted.frequency is not None:
+            stamps = stamps.astype("datetime64[us]")
     return Shown(stamps, past, future, expected, low, high, title)
 
 
