@@ -256,6 +256,7 @@ class ForecastWindows(RecordDataModule):
             raise UsageError("predict needs --ckpt_path, or data.path to take the scale from")
         if self.origins == "end":
             series = self.all_series(path)
+            self._check(series, path)  # a step unlike training's tells more than too few rows
             if self.policies.short == "fail":
                 check_length(series, self.protocol, path, skip=False, ahead=False)
             self._check_ahead(series, path)
@@ -263,8 +264,8 @@ class ForecastWindows(RecordDataModule):
         else:
             series = self.series(path)
             self._check_room(series, self.origins, path)
+            self._check(series, path)
             origins = [self.protocol.origins(one, self.origins) for one in series]
-        self._check(series, path)
         return ForecastRecords(series, origins, self.protocol, self.policies.gaps == "close")
 
     def _check_ahead(self, series: Sequence[Series], path: Path) -> None:

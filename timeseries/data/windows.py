@@ -97,7 +97,7 @@ class Fitted:
                     f"{where}: the values are {', '.join(one.channels)}; the model was trained on "
                     f"{', '.join(self.channels)}"
                 )
-            if one.frequency != self.frequency:
+            if one.frequency != self.frequency and len(one) > 1:  # one stamp has no step
                 raise DataError(
                     f"{where}: series {one.name!r} has {_steps(one.frequency)}; the model was "
                     f"trained on {_steps(self.frequency)}; bring the table to these"

@@ -325,6 +325,10 @@ def test_prediction_needs_what_training_had(path: Path, tmp_path: Path) -> None:
     state = fitted(path).state_dict()
     later = tmp_path / "next.csv"
     for change, message in (
+        (
+            table().gather_every(2, offset=1),
+            r"series 'north' has steps of 2h; the model was trained on steps of 1h",
+        ),
         (table(ahead=2), r"series 'north' has 2 rows after its last target, and the horizon needs"),
         (table().drop("price"), r"next\.csv: no column 'price'; it has"),
         (table().drop("rain"), r"next\.csv: no column 'rain'; it has"),

@@ -323,6 +323,12 @@ def test_a_file_unlike_training(tmp_path: Path, data: ForecastWindows) -> None:
         DataError, match=r"'north' has steps of 30m; the model was trained on .* 1h"
     ):
         half.predict_records()
+    long({"north": LOOKBACK // 2}, "2h").write_csv(tmp_path / "double.csv")
+    with pytest.raises(DataError, match="'north' has steps of 2h"):  # and is short because of it
+        predicting(tmp_path / "double.csv", data.state_dict()).predict_records()
+    long({"north": 1}).write_csv(tmp_path / "one.csv")
+    with pytest.raises(DataError, match="first 'north' with 1"):  # which has no step
+        predicting(tmp_path / "one.csv", data.state_dict()).predict_records()
     long({"north": 30}).rename({"y": "z"}).write_csv(tmp_path / "z.csv")
     for targets, message in ((None, "no column 'y'"), (["z"], "the values are z; .* trained on y")):
         other = predicting(tmp_path / "z.csv", data.state_dict(), targets=targets)

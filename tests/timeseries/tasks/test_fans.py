@@ -13,8 +13,8 @@ from core.jobs.predictor import Predictor
 from core.jobs.shards import Manifest, merge, open_folder, write_shard
 from timeseries.data.forecasts import ForecastWindows
 from timeseries.data.protocol import Protocol
-from timeseries.tasks import Forecasting
-from timeseries.tasks.fans import predicted, spread, tested
+from timeseries.tasks import Forecasting, fans
+from timeseries.tasks.fans import predicted, spread
 from timeseries.tasks.figures import forecasts_figure
 
 LOOKBACK, HORIZON, ROWS, SHARD = 8, 3, 60, 7
@@ -120,7 +120,7 @@ def test_a_test_window_before_1970_has_dates(tmp_path: Path) -> None:
     windows = data.windows("test")
     batch = windows.__getitems__([0])
     ends = torch.zeros(2, 1, HORIZON, 2)
-    shown = tested(batch, batch["future"], (ends, ends), 1, windows)
+    shown = fans.tested(batch, batch["future"], (ends, ends), 1, windows)
     first = np.datetime64("1904-01-01", "us") + 48 * np.timedelta64(1, "h")
     around = first + np.arange(-LOOKBACK, HORIZON) * np.timedelta64(1, "h")
     np.testing.assert_array_equal(shown.stamps, around)
