@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 
 from core.jobs.errors import DataError, UsageError
 from core.jobs.tables import read_table
-from timeseries.data.calendar import grid, infer_frequency, most_common, normal, places
+from timeseries.data.calendar import (
+    grid,
+    infer_frequency,
+    most_common,
+    nearest,
+    normal,
+    places,
+)
 from timeseries.data.columns import (
     check_static,
     numbers_of,
@@ -41,7 +48,11 @@ class Policies:
     target that always fails.
     ``short``: series without room for one window, or for one before the stamp at which training
     ends; a forecast needs room for its look-back only.
-    Infinite values, stamps off the grid and unreadable cells always fail.
+    ``offsets``: stamps with an offset from UTC become UTC, or keep the ``local`` clock, which days
+    from midnight to midnight need where summer time changes the offset.
+    ``irregular``: stamps off the grid; ``nearest`` moves all to the nearest multiple of the given
+    ``frequency``, from midnight on, before anything else is looked at.
+    Infinite values and unreadable cells always fail.
     """
 
     unsorted: Literal["fail", "sort"] = "fail"
@@ -50,6 +61,8 @@ class Policies:
     missing: Literal["fail", "previous", "linear", "keep"] = "fail"
     known: Literal["fail", "previous", "linear"] = "fail"
     short: Literal["fail", "skip"] = "fail"
+    offsets: Literal["utc", "local"] = "utc"
+    irregular: Literal["fail", "nearest"] = "fail"
 
 
 @dataclass(frozen=True)
@@ -164,11 +177,11 @@ def read_series(
     Long: column ``series`` names the series of a row, ``targets`` its values (``y`` by default).
     Wide: with ``series`` None the table is one series, named ``table``, of many channels:
     ``targets``, or all columns but ``time``. Stamps are dates with the year first, or whole numbers
-    that step by 1; those with an offset are turned into UTC. With ``time`` None the rows of a
-    series are numbered from 1. ``frequency`` is inferred where it is not given. Rows behind the
-    last target of a series are its future if ``covariates`` has known columns; the rules hold for
-    observed covariates as for targets. What the ``policies`` change is
-    said in a RepairWarning each, and added to ``repairs``.
+    that step by 1; those with an offset are turned into UTC, or as the policy has it. With ``time``
+    None the rows of a series are numbered from 1. ``frequency`` is inferred where it is not given.
+    Rows behind the last target of a series are its future if ``covariates`` has known columns; the
+    rules hold for observed covariates as for targets. What the ``policies`` change is said in a
+    RepairWarning each, and added to ``repairs``.
 
     Raises DataError with the row's number, counted from 1 without the header, where a rule of
     ``policies`` is broken or a stamp lies off the grid; UsageError if no target is named or found,
@@ -178,13 +191,15 @@ def read_series(
     named = [time, series, *(targets or ()), *covariates.names]
     table = read_table(path, [column for column in named if column is not None])
     targets = target_columns(path, table.columns, time, series, targets, covariates)
-    rows = _grouped(table, path, time, series, targets, covariates)
+    local = policies.offsets == "local"
+    rows = _grouped(table, path, time, series, targets, covariates, local)
     if repairs is not None:
         rows.repairs = repairs
     if time is not None:
         away = np.flatnonzero(offsets_of(table[time])) + 1
-        rows.repairs.add("offset", "UTC", away, ())
+        rows.repairs.add(*(("offsets", "local") if local else ("offset", "UTC")), away, ())
     del table
+    rows = on_grid(rows, step, policies)
     for rule in RULES:
         rows = rule(rows, policies)
     ends = np.flatnonzero(np.diff(rows.which, append=-1)) + 1
@@ -232,10 +247,11 @@ def _grouped(
     series: str | None,
     targets: Sequence[str],
     covariates: Covariates,
+    local: bool,
 ) -> Rows:
     """The rows of each series together, in the order of the file."""
     number = np.arange(1, len(table) + 1)
-    stamp = number if time is None else stamps_of(table[time], path).to_numpy()
+    stamp = number if time is None else stamps_of(table[time], path, local=local).to_numpy()
     columns = [*targets, *covariates.known, *covariates.observed]
     values = np.empty((len(table), len(columns)))
     for i, column in enumerate(columns):
@@ -354,6 +370,15 @@ def _complete(rows: Rows, policies: Policies) -> Rows:
 RULES = (_sorted, _without_duplicates, _complete_ahead, _complete_known, _complete)
 
 
+def on_grid(rows: Rows, step: str | None, policies: Policies) -> Rows:
+    """With dates moved to the nearest of the grid, if ``policies`` ask for that."""
+    if policies.irregular == "fail" or rows.stamp.dtype == np.int64:
+        return rows
+    stamp = nearest(rows.stamp, step)
+    rows.repaired("irregular", policies.irregular, stamp != rows.stamp)
+    return replace(rows, stamp=stamp)
+
+
 def common_frequency(parts: Iterable[Rows], given: str | None) -> str | None:
     """The one step of all series. One stamp alone has none, and goes with the others."""
     first = None
@@ -390,7 +415,9 @@ def regular(rows: Rows, step: str | None, policies: Policies) -> Series:
             )
     else:
         place = places(rows.stamp, step)
-        what = f"is off the grid of {step}; correct it, or give data.frequency"
+        policy = "offsets" if "offset" in rows.repairs.found else "irregular"
+        what = f"is off the grid of {step}; correct it, or give data.frequency or "
+        what += f"data.policies.{policy}"
         rows.refuse(place < 0, lambda i: f"stamp {rows.shown(i)} {what}")
     if policies.gaps == "close" and place[-1] >= len(place):
         holes = np.diff(place, prepend=-1) - 1

@@ -29,6 +29,7 @@ from core.jobs.errors import DataError
 from core.jobs.files import cached_name
 from timeseries.data.calendar import normal
 from timeseries.data.columns import (
+    OFFSET,
     WHOLE,
     RowError,
     check_static,
@@ -46,6 +47,7 @@ from timeseries.data.series import (
     Rows,
     Series,
     common_frequency,
+    on_grid,
     regular,
     target_columns,
 )
@@ -55,7 +57,6 @@ Result = TypeVar("Result")
 STREAM_ROWS = 5_000_000  # below, reading all at once takes some hundreds of MB and no disk
 _BATCH = 1 << 18
 _FORMAT = 3  # of the cache
-_OFFSET = re.compile(r"(Z|[+-]\d\d:?\d\d)$")
 
 
 def streams(path: Path) -> bool:
@@ -181,7 +182,8 @@ def _build(
         has = ", ".join(columns[:8])
         raise DataError(f"{path}: no column {name!r}; it has {has}; add it, or correct a name")
     chosen = target_columns(path, columns, time, series, targets, covariates)
-    read = _Reader(path, time, series, chosen, covariates)
+    local = policies.offsets == "local"
+    read = _Reader(path, time, series, chosen, covariates, local)
     table = _Table(folder, file.metadata.num_rows, len(read.numbers))
     dated = read.into(table, file)
     names = read.names
@@ -202,7 +204,7 @@ def _build(
             stamp = np.arange(1, len(number) + 1)
         which = np.broadcast_to(np.int64(i), len(number))
         whole = (path, names, tuple(chosen), number, which, stamp, values)
-        return Rows(*whole, covariates, static, repairs)
+        return on_grid(Rows(*whole, covariates, static, repairs), step, policies)
 
     faults = _Faults()
     unheard = Repairs()  # the rules are tried first, and change what is kept only below
@@ -249,7 +251,9 @@ class _Reader:
         series: str | None,
         targets: Sequence[str],
         covariates: Covariates,
+        local: bool,
     ) -> None:
+        self.local = local
         self.path, self.time, self.series = path, time, series
         self.numbers = [*targets, *covariates.known, *covariates.observed]
         self.static = covariates.static
@@ -273,7 +277,8 @@ class _Reader:
                 if stamps is not None:
                     dated = stamps.dtype != pl.Int64
                     away = np.flatnonzero(offsets_of(piece[self.time])) + before + 1
-                    self.repairs.add("offset", "UTC", away, ())
+                    how = ("offsets", "local") if self.local else ("offset", "UTC")
+                    self.repairs.add(*how, away, ())
                     table.stamp[at] = stamps.to_physical().to_numpy()
             for i, name in enumerate(self.numbers):
                 numbers = faults.call(1 + i, partial(numbers_of, piece[name], self.path), before)
@@ -307,7 +312,7 @@ class _Reader:
     def _stamps(self, column: pl.Series) -> pl.Series:
         if self.whole is False:
             given = next((text for text in column if text), "").strip()
-            zoned = _OFFSET.search(given) is not None
+            zoned = re.search(OFFSET, given) is not None
             self.zoned = zoned if self.zoned is None else self.zoned
             if zoned != self.zoned:
                 has = "an" if zoned else "no"
@@ -315,7 +320,7 @@ class _Reader:
                 every = np.ones(len(column), bool)
                 number = np.arange(1, len(column) + 1)
                 refuse(self.path, number, every, lambda _: f"{column.name} {given!r} {what}")
-        return stamps_of(column, self.path, self.whole)
+        return stamps_of(column, self.path, self.whole, self.local)
 
     def _which(self, piece: pl.DataFrame) -> NDArray[np.int64]:
         if self.series is None:

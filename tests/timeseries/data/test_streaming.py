@@ -153,6 +153,18 @@ GOOD: dict[str, tuple[pl.DataFrame, dict[str, Any]]] = {
         table().sample(fraction=0.8, seed=1),
         {"policies": Policies("sort", gaps="close"), "frequency": "1h", "covariates": COVARIATES},
     ),
+    "local clock": (
+        text_stamps(table()).with_columns(pl.col("ds") + "+02:00"),
+        {"policies": Policies(offsets="local")},
+    ),
+    "zone": (
+        table().with_columns(pl.col("ds").dt.replace_time_zone("Europe/Paris")),
+        {"policies": Policies(offsets="local")},
+    ),
+    "irregular": (
+        table().with_columns(pl.col("ds").dt.offset_by("7s")),
+        {"policies": Policies(irregular="nearest"), "frequency": "1h"},
+    ),
     "empty cells": (cell(9, "y", None)(table()), {"policies": FILL}),
 }
 
