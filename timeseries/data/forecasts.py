@@ -18,14 +18,14 @@ from core.jobs.loader import ResumableLoader
 from core.jobs.shards import load_predictions
 from timeseries.data import calendar
 from timeseries.data.covariates import Covariates, static_columns
-from timeseries.data.layout import AUTO, layout
+from timeseries.data.layout import AUTO, has_offset, layout
 from timeseries.data.protocol import (
     Protocol,
     check_length,
     check_training,
     warn_of_borders_apart,
 )
-from timeseries.data.repairs import Repairs
+from timeseries.data.repairs import Repairs, say_once
 from timeseries.data.series import Policies, Series, read_series
 from timeseries.data.streaming import stream_series, streams
 from timeseries.data.windows import Fitted, ForecastRecords, Windows, check_horizon, fit
@@ -107,6 +107,7 @@ class ForecastWindows(RecordDataModule):
         self.fitted: Fitted | None = None
         self.kept: dict[Path, list[Series]] = {}
         self.repaired: dict[Path, Repairs] = {}
+        self.offsets: dict[Path, bool] = {}
 
     def series(self, path: Path) -> list[Series]:
         """The series of a table that have room for a window."""
@@ -127,6 +128,7 @@ class ForecastWindows(RecordDataModule):
                 targets = list(self.fitted.channels)
             time, name = layout(path, time, name, targets, self.covariates)
             read = stream_series if streams(path) else read_series
+            self.offsets[path] = has_offset(path, time)
             repairs = self.repaired[path] = Repairs()
             self.kept[path] = read(
                 path, time, name, targets, self.policies, self.frequency, self.covariates, repairs
@@ -181,6 +183,7 @@ class ForecastWindows(RecordDataModule):
         series = self.series(path)
         if self.fitted is None:
             self.fitted = fit(series, self.protocol, self.covariates)
+            self.fitted.offsets = self.offsets[path]
         self._check(series, path)
 
     def _required_path(self, stage: str) -> Path:
@@ -198,9 +201,17 @@ class ForecastWindows(RecordDataModule):
             )
 
     def _check(self, series: Sequence[Series], path: Path) -> None:
-        """Raises DataError if the series of ``path`` are not as in training."""
+        """Raises DataError if the series of ``path`` are not as in training; a warning if they may
+        be hours apart."""
         assert self.fitted is not None
         self.fitted.check(series, path)
+        here, trained = self.offsets[path], self.fitted.offsets
+        if self.policies.offsets == "utc" and trained is not None and here != trained:
+            these, those = ("an", "none") if here else ("no", "one")
+            say_once(
+                f"{path}: stamps have {these} offset from UTC, and those of training had {those}: "
+                "what has none is read as UTC"
+            )
         static = {one.name: one.static for one in series if one.static}
         self.fitted.covariates.check(path, self.covariates, static)
 

@@ -9,6 +9,7 @@ import polars as pl
 
 from core.jobs.errors import DataError
 from core.jobs.tables import read_table
+from timeseries.data.columns import OFFSET
 from timeseries.data.covariates import Covariates
 
 AUTO = "auto"
@@ -41,6 +42,16 @@ def layout(
         if series is None and targets is None:
             _check_wide(path, table.drop([c for c in (time, *covariates.names) if c is not None]))
     return time, series
+
+
+def has_offset(path: Path, time: str | None) -> bool:
+    """Whether the stamps of a table say how far they are from UTC; the first does if any does."""
+    if time is None:
+        return False
+    first = read_table(path, (time,), rows=1)[time]
+    if first.dtype == pl.String:
+        return bool(first.str.contains(OFFSET).any())
+    return isinstance(first.dtype, pl.Datetime) and first.dtype.time_zone is not None
 
 
 def _check_named(

@@ -58,12 +58,13 @@ class Fitted:
     scales: dict[str, Scale] = field(default_factory=dict)
     covariates: FittedCovariates = field(default_factory=FittedCovariates)
     protocol: dict[str, Any] = field(default_factory=dict)  # what of it a model is built for
+    offsets: bool | None = None  # whether the stamps had one from UTC, where that is known
 
     def plain(self) -> dict[str, Any]:
         """As lists and strings, for a checkpoint or JSON."""
         scales = {n: {k: v.tolist() for k, v in vars(s).items()} for n, s in self.scales.items()}
-        plain = {"channels": list(self.channels), "frequency": self.frequency, "scales": scales}
-        plain["protocol"] = self.protocol
+        plain: dict[str, Any] = {"channels": list(self.channels), "frequency": self.frequency}
+        plain |= {"scales": scales, "protocol": self.protocol, "offsets": self.offsets}
         if self.covariates.columns:
             plain["covariates"] = self.covariates.plain()
         return plain
@@ -76,6 +77,7 @@ class Fitted:
         }
         found = cls(tuple(plain["channels"]), plain["frequency"], scales)
         found.protocol = dict(plain.get("protocol", {}))  # older checkpoints have none
+        found.offsets = plain.get("offsets")
         if "covariates" in plain:
             found.covariates = FittedCovariates.from_plain(plain["covariates"])
         return found

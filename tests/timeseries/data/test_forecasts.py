@@ -19,7 +19,7 @@ from core.jobs.data import Record, SkipRecord, encode_records
 from core.jobs.errors import DataError, UsageError
 from core.jobs.predictor import Predictor
 from core.jobs.shards import Manifest, merge, open_folder, write_shard
-from timeseries.data import streaming
+from timeseries.data import repairs, streaming
 from timeseries.data.forecasts import ForecastWindows
 from timeseries.data.protocol import Protocol
 from timeseries.data.series import Policies
@@ -334,6 +334,32 @@ def test_a_file_unlike_training(tmp_path: Path, data: ForecastWindows) -> None:
         other = predicting(tmp_path / "z.csv", data.state_dict(), targets=targets)
         with pytest.raises(DataError, match=message):
             other.predict_records()
+
+
+@pytest.mark.filterwarnings("ignore:.*stamps with an offset:timeseries.data.repairs.RepairWarning")
+def test_stamps_that_may_be_hours_from_those_of_training_are_said(tmp_path: Path) -> None:
+    table = long({"north": 60})
+    text = pl.col("ds").dt.to_string("%Y-%m-%dT%H:%M:%S")
+    table.with_columns(text).write_csv(tmp_path / "plain.csv")
+    table.with_columns(text + "+02:00").write_csv(tmp_path / "offset.csv")
+    table.with_columns(pl.col("ds").dt.replace_time_zone("UTC")).write_parquet(
+        tmp_path / "u.parquet"
+    )
+    for trained, later, said in (
+        ("plain.csv", "offset.csv", "an offset from UTC, and those of training had none"),
+        ("offset.csv", "plain.csv", "no offset from UTC, and those of training had one"),
+        ("plain.csv", "u.parquet", "an offset from UTC, and those of training had none"),
+    ):
+        data = predicting(tmp_path / later, fitted(tmp_path / trained).state_dict())
+        repairs._said.clear()
+        with pytest.warns(UserWarning, match=f"{later}: stamps have {said}"):
+            data.predict_records()
+    local: dict[str, Any] = {"policies": Policies(offsets="local")}
+    state = fitted(tmp_path / "offset.csv", **local).state_dict()
+    predicting(tmp_path / "plain.csv", state, **local).predict_records()
+    predicting(
+        tmp_path / "u.parquet", fitted(tmp_path / "offset.csv").state_dict()
+    ).predict_records()
 
 
 GOOD: Record = {
