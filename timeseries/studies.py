@@ -22,6 +22,7 @@ from core.jobs.usage import one_line
 from timeseries.data import calendar
 from timeseries.data.forecasts import ForecastWindows
 from timeseries.data.protocol import check_length
+from timeseries.data.series import Series
 
 _BARS = ("mse", "mae")
 
@@ -153,10 +154,10 @@ def folds(data: ForecastWindows, path: Path, count: int, span: int) -> list[Fold
     all series. A warning names what a fold leaves out. Raises UsageError if there is no room."""
     protocol, skip = data.protocol, data.policies.short == "skip"
     series = check_length(data.all_series(path), protocol, path, skip)
-    last, step = max(one.stamps[-1] for one in series), series[0].frequency
+    last = max(series, key=lambda one: (one.stamps[-1], len(one)))
     found, said = [], []
     for fold in range(1, count + 1):
-        ends = [_border(last, step, 1 - (count - fold + k) * span) for k in (2, 1, 0)]
+        ends = [_border(last, 1 - (count - fold + k) * span) for k in (2, 1, 0)]
         cut = replace(protocol, train_end=ends[0], val_end=ends[1], test_end=ends[2])
         borders = dict(zip(("train_end", "val_end", "test_end"), ends, strict=True))
         ready = [one for one in series if cut.trains(one)]
@@ -180,11 +181,16 @@ def folds(data: ForecastWindows, path: Path, count: int, span: int) -> list[Fold
     return found
 
 
-def _border(last: Any, step: str | None, steps: int) -> str:
-    """The stamp so many ``steps`` behind the ``last``."""
-    if step is None:
-        return f"stamp {last + steps}"
-    return str(calendar.grid(last, step, steps, steps + 1)[0].item())
+def _border(series: Series, rows: int) -> str:
+    """The stamp so many ``rows`` behind the last; where there is none, as many steps."""
+    row, step = len(series) - 1 + rows, series.frequency
+    if 0 <= row < len(series):  # closed gaps have fewer rows than steps
+        stamp = series.stamps[row]
+    elif step is None:
+        stamp = series.stamps[-1] + rows
+    else:
+        stamp = calendar.grid(series.stamps[-1], step, rows, rows + 1)[0]
+    return f"stamp {stamp}" if step is None else str(stamp.item())
 
 
 def data_module(config: str, rest: Sequence[str]) -> ForecastWindows:

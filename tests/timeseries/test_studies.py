@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from timeseries import studies
 from timeseries.data.forecasts import ForecastWindows
 from timeseries.data.protocol import Protocol
+from timeseries.data.series import Policies
 from timeseries.studies import folds
 
 ROOT = Path(__file__).parents[2]
@@ -187,6 +188,26 @@ def test_folds_of_numbered_stamps(tmp_path: Path) -> None:
     assert [len(cut.origins(one, "test")) for one in (a, b)] == [20 - 5 + 1, 10 - 5 + 1]
     assert cut.spans(a)["test"] == (60, 80)
     assert cut.spans(b)["test"] == (100, 110)
+
+
+@pytest.mark.filterwarnings("ignore:.*data.policies.gaps:timeseries.data.repairs.RepairWarning")
+def test_folds_of_closed_gaps_count_rows(tmp_path: Path) -> None:
+    days = np.arange(
+        np.datetime64("2024-01-01", "us"), np.datetime64("2024-05-01", "us"), 24 * HOUR
+    )
+    days = days[np.is_busday(days.astype("datetime64[D]"))]
+    pl.DataFrame({"ds": days, "y": np.arange(len(days))}).write_csv(tmp_path / "x.csv")
+    path = tmp_path / "x.csv"
+    data = ForecastWindows(str(path), protocol=Protocol(10, 8), policies=Policies(gaps="close"))
+    (one,) = data.all_series(path)
+    for k, fold in enumerate(folds(data, path, 3, 9)):
+        cut = replace(data.protocol, **fold.borders)
+        end = len(days) - 9 * (2 - k)
+        assert cut.spans(one) == {
+            "train": (0, end - 18),
+            "val": (end - 18, end - 9),
+            "test": (end - 9, end),
+        }
 
 
 def test_comparison_has_one_seasonal_naive_and_no_legend_on_bars(tmp_path: Path) -> None:
