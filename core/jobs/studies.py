@@ -144,7 +144,8 @@ def _read(table: Path, trials: Sequence[Trial]) -> pl.DataFrame | None:
     if "settings" not in done.columns:  # of a table that is older than they are
         return done
     for trial in trials:
-        if not set(done.filter(_is(trial))["settings"].drop_nulls()) <= {_settings(trial)}:
+        found = set(done.filter(_is(trial))["settings"].drop_nulls())
+        if found and found != {_settings(trial)}:
             raise UsageError(
                 f"{table}: holds {_said(trial)} with other settings or data; give those, remove "
                 "the table or name another --out"
