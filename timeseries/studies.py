@@ -17,11 +17,12 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from core.jobs.errors import DataError, UsageError
-from core.jobs.studies import Trial, logged_table, run_study
+from core.jobs.studies import Trial, logged_table, rows_of, run_study
 from core.jobs.usage import one_line
 from timeseries.data import calendar
 from timeseries.data.forecasts import ForecastWindows
 from timeseries.data.protocol import check_length
+from timeseries.data.series import Series
 
 _BARS = ("mse", "mae")
 
@@ -95,8 +96,16 @@ def backtest(arguments: Sequence[str]) -> None:
             "not_tested": fold.late + fold.over,
         }
         trials.append(Trial(labels, ("--config", given.config, *rest, *keys, skip), train))
-    draw = backtest_figure, backtest_by_horizon
-    table = run_study("timeseries", "backtest", trials, Path(given.out), *draw)
+    # the table may hold another model's folds, or those of another number of them
+    table = run_study(
+        "timeseries",
+        "backtest",
+        trials,
+        Path(given.out),
+        lambda table: backtest_figure(rows_of(table, trials)),
+        lambda table: backtest_by_horizon(rows_of(table, trials)),
+    )
+    table = rows_of(table, trials)
     shown = ("fold", "test_end", "series", "not_tested", *_BARS, "mase", "mse_seasonal_naive")
     print_table(table.select(shown))
 
@@ -145,10 +154,10 @@ def folds(data: ForecastWindows, path: Path, count: int, span: int) -> list[Fold
     all series. A warning names what a fold leaves out. Raises UsageError if there is no room."""
     protocol, skip = data.protocol, data.policies.short == "skip"
     series = check_length(data.all_series(path), protocol, path, skip)
-    last, step = max(one.stamps[-1] for one in series), series[0].frequency
+    last = max(series, key=lambda one: (one.stamps[-1], len(one)))
     found, said = [], []
     for fold in range(1, count + 1):
-        ends = [_border(last, step, 1 - (count - fold + k) * span) for k in (2, 1, 0)]
+        ends = [_border(last, 1 - (count - fold + k) * span) for k in (2, 1, 0)]
         cut = replace(protocol, train_end=ends[0], val_end=ends[1], test_end=ends[2])
         borders = dict(zip(("train_end", "val_end", "test_end"), ends, strict=True))
         ready = [one for one in series if cut.trains(one)]
@@ -172,11 +181,16 @@ def folds(data: ForecastWindows, path: Path, count: int, span: int) -> list[Fold
     return found
 
 
-def _border(last: Any, step: str | None, steps: int) -> str:
-    """The stamp so many ``steps`` behind the ``last``."""
-    if step is None:
-        return f"stamp {last + steps}"
-    return str(calendar.grid(last, step, steps, steps + 1)[0].item())
+def _border(series: Series, rows: int) -> str:
+    """The stamp so many ``rows`` behind the last; where there is none, as many steps."""
+    row, step = len(series) - 1 + rows, series.frequency
+    if 0 <= row < len(series):  # closed gaps have fewer rows than steps
+        stamp = series.stamps[row]
+    elif step is None:
+        stamp = series.stamps[-1] + rows
+    else:
+        stamp = calendar.grid(series.stamps[-1], step, rows, rows + 1)[0]
+    return f"stamp {stamp}" if step is None else str(stamp.item())
 
 
 def data_module(config: str, rest: Sequence[str]) -> ForecastWindows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import tempfile
@@ -11,9 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
+import yaml
 from jsonargparse import Namespace
 
 from core.jobs import provenance, tracking
@@ -46,10 +48,11 @@ def run_study(
 ) -> pl.DataFrame:
     """Run every trial that ``table`` (CSV) does not hold yet, and add its row when it is done.
 
-    Columns: the labels, the test metrics without ``test/``, ``seconds`` of fit and test, ``run_id``
-    of the test. The table and the figure that ``draw`` makes of it are artifacts of a run in
-    the experiment ``<domain>/<name>``, and so are figures and tables that ``more`` makes, by path;
-    the trials' runs are its children. Raises UsageError for a table of other labels, and what ends
+    Columns: the labels, the test metrics without ``test/``, ``seconds`` of fit and test, a digest
+    of the trial's ``settings`` and data, ``run_id`` of the test. The table and the figure that
+    ``draw`` makes of it are artifacts of a run in the experiment ``<domain>/<name>``, and so are
+    figures and tables that ``more`` makes, by path; the trials' runs are its children. Raises
+    UsageError for a table of other labels or with a trial of other settings or data, and what ends
     any trial before its run begins, before the first one.
     """
     done = _read(table, trials)
@@ -134,12 +137,42 @@ def _read(table: Path, trials: Sequence[Trial]) -> pl.DataFrame | None:
     if not table.exists():
         return None
     try:
-        done = pl.read_csv(table)
+        done = pl.read_csv(table, schema_overrides={"settings": pl.String})
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{table}: cannot be read; remove it or name another --out") from error
     if not set(trials[0].labels) <= set(done.columns):
         raise UsageError(f"{table}: holds another study; remove it or name another --out")
+    if "settings" not in done.columns:  # of a table that is older than they are
+        return done
+    for trial in trials:
+        found = set(done.filter(_is(trial))["settings"].drop_nulls())
+        if found and found != {_settings(trial)}:
+            raise UsageError(
+                f"{table}: holds {_said(trial)} with other settings or data; give those, remove "
+                "the table or name another --out"
+            )
     return done
+
+
+def rows_of(table: pl.DataFrame, trials: Sequence[Trial]) -> pl.DataFrame:
+    """Without the rows of other trials that the same table holds."""
+    return table.filter(pl.any_horizontal(_is(trial) for trial in trials))
+
+
+def _settings(trial: Trial) -> str:
+    """A digest of the arguments, in which files stand for what they hold."""
+    words = [part for word in trial.arguments for part in word.split("=", 1)]
+    return hashlib.sha256("\0".join(map(_content, words)).encode()).hexdigest()[:16]
+
+
+def _content(word: Any) -> str:
+    if not isinstance(word, str) or not os.path.isfile(word):
+        return str(word)
+    if Path(word).suffix not in (".yaml", ".yml"):
+        return provenance.file_digest(Path(word))
+    config = yaml.safe_load(Path(word).read_text())
+    flat = provenance.flatten(config) if isinstance(config, dict) else {"": config}
+    return "\n".join(f"{key}: {_content(value)}" for key, value in sorted(flat.items()))
 
 
 def _run(domain: str, trial: Trial) -> dict[str, str | int | float]:
@@ -156,7 +189,8 @@ def _run(domain: str, trial: Trial) -> dict[str, str | int | float]:
         if key.startswith("test/")
     }
     seconds = round(time.perf_counter() - started, 1)
-    return {**trial.labels, **metrics, "seconds": seconds, "run_id": test.folder.run.run_id}
+    run = {"settings": _settings(trial), "run_id": test.folder.run.run_id}
+    return {**trial.labels, **metrics, "seconds": seconds, **run}
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from timeseries import studies
 from timeseries.data.forecasts import ForecastWindows
 from timeseries.data.protocol import Protocol
+from timeseries.data.series import Policies
 from timeseries.studies import folds
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +81,26 @@ def test_compare_goes_on_behind_finished_rows(folder: Path) -> None:
     assert np.allclose(redone["mse"], table["mse"], rtol=1e-6)
 
 
+def test_finished_rows_of_other_settings_or_data_are_not_taken_for_these(folder: Path) -> None:
+    power = pl.read_parquet(folder / "power.parquet")
+    power.write_parquet(folder / "moved.parquet")
+    words = ["compare", "--configs", DLINEAR, "--horizons", "12", "--out", "own.csv", *SMALL]
+    words[words.index("power.parquet")] = "moved.parquet"
+    assert timeseries(folder, *words).returncode == 0
+    table = (folder / "own.csv").read_bytes()
+    joined = [*words[:-2], f"{words[-2]}={words[-1]}"]  # the same, written otherwise
+    assert timeseries(folder, *joined).returncode == 0
+
+    other = timeseries(folder, *words, "--trainer.max_epochs", "2")
+    power.select(pl.col("date"), pl.exclude("date") * 2).write_parquet(folder / "moved.parquet")
+    for done in (other, timeseries(folder, *words)):
+        assert done.returncode == 2, done.stdout
+        what = "own.csv: holds model dlinear, horizon 12, seed 0 with other settings or data"
+        assert what in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert (folder / "own.csv").read_bytes() == table
+
+
 def test_backtest_moves_the_borders_forward(folder: Path) -> None:
     horizon = ("--data.init_args.protocol.horizon", "12")
     folds = ("--folds", "2", "--span", "60")
@@ -104,6 +125,23 @@ def test_backtest_moves_the_borders_forward(folder: Path) -> None:
     assert by_step["windows"].unique().to_list() == [2 * (60 - 12 + 1)]
     for kind in ("mse", "mae_original", "mase", "mse_seasonal_naive", "coverage_80"):
         assert by_step[kind].mean() == pytest.approx(table[kind].mean(), rel=1e-5), kind
+
+
+def test_backtest_shows_its_own_folds_alone(folder: Path) -> None:
+    """Not those of another number of folds, or of another model, in the same table."""
+    words = ["backtest", "--config", DLINEAR, "--span", "60", "--out", "two.csv", *SMALL]
+    words += ["--data.init_args.protocol.horizon", "12", "--folds"]
+    for count in ("1", "2"):
+        done = timeseries(folder, *words, count)
+        assert done.returncode == 0, done.stderr
+    assert len(pl.read_csv(folder / "two.csv")) == 3
+    assert sum(" 0          ┆" in line for line in done.stdout.splitlines()) == 2
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("timeseries/backtest")
+    assert experiment is not None
+    parent = client.search_runs([experiment.experiment_id], order_by=["start_time DESC"])[0]
+    stored = client.download_artifacts(parent.info.run_id, "tables/backtest_by_horizon.csv")
+    assert pl.read_csv(stored)["folds"].unique().to_list() == [2]
 
 
 def test_backtest_of_unequal_series_goes_by_stamps(folder: Path) -> None:
@@ -150,6 +188,26 @@ def test_folds_of_numbered_stamps(tmp_path: Path) -> None:
     assert [len(cut.origins(one, "test")) for one in (a, b)] == [20 - 5 + 1, 10 - 5 + 1]
     assert cut.spans(a)["test"] == (60, 80)
     assert cut.spans(b)["test"] == (100, 110)
+
+
+@pytest.mark.filterwarnings("ignore:.*data.policies.gaps:timeseries.data.repairs.RepairWarning")
+def test_folds_of_closed_gaps_count_rows(tmp_path: Path) -> None:
+    days = np.arange(
+        np.datetime64("2024-01-01", "us"), np.datetime64("2024-05-01", "us"), 24 * HOUR
+    )
+    days = days[np.is_busday(days.astype("datetime64[D]"))]
+    pl.DataFrame({"ds": days, "y": np.arange(len(days))}).write_csv(tmp_path / "x.csv")
+    path = tmp_path / "x.csv"
+    data = ForecastWindows(str(path), protocol=Protocol(10, 8), policies=Policies(gaps="close"))
+    (one,) = data.all_series(path)
+    for k, fold in enumerate(folds(data, path, 3, 9)):
+        cut = replace(data.protocol, **fold.borders)
+        end = len(days) - 9 * (2 - k)
+        assert cut.spans(one) == {
+            "train": (0, end - 18),
+            "val": (end - 18, end - 9),
+            "test": (end - 9, end),
+        }
 
 
 def test_comparison_has_one_seasonal_naive_and_no_legend_on_bars(tmp_path: Path) -> None:

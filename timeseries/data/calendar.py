@@ -115,6 +115,20 @@ def places(stamps: NDArray, frequency: str) -> NDArray[np.int64]:
     return np.where(on, place, -1)
 
 
+def nearest(stamps: NDArray, frequency: str | None) -> NDArray:
+    """``stamps`` moved to the nearest multiple of a step, counted from midnight; the later of two
+    as near. Raises UsageError for a step that does not divide a day."""
+    count, unit = split_frequency(frequency or "1y")
+    step = count * _MICROSECONDS.get(unit, 2 * _DAY)
+    if _DAY % step:
+        raise UsageError(
+            "data.policies.irregular: nearest needs data.frequency, a step that divides a day such "
+            f"as 15m; it is {frequency or 'not given'}"
+        )
+    whole = (stamps.astype("datetime64[us]").astype(np.int64) + step // 2) // step
+    return (whole * step).astype("datetime64[us]")
+
+
 def stamp(text: str) -> np.datetime64:
     """An ISO 8601 text as datetime64[us]; with an offset, in UTC. Raises ValueError for another."""
     moment = datetime.fromisoformat(text)

@@ -14,6 +14,7 @@ from timeseries.data.covariates import Value
 
 _DATES = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 WHOLE = r"^-?\d+$"
+OFFSET = r"\s*(Z|[+-]\d\d:?\d\d)$"
 _AWAY = r":\d\d.*[+-]\d\d:?\d\d\s*$"
 _ZERO = r"[+-]00:?00\s*$"
 _INFINITE = "is infinite; correct it, or leave the cell empty"
@@ -40,19 +41,22 @@ def refuse(
     raise RowError(path, int(number[first]), say(first), len(places))
 
 
-def stamps_of(column: pl.Series, path: Path, whole: bool | None = None) -> pl.Series:
-    """Int64, or Datetime("us") in UTC; none is missing. ``whole`` says whether a column of text, of
-    which this is a part, holds numbers alone."""
+def stamps_of(
+    column: pl.Series, path: Path, whole: bool | None = None, local: bool = False
+) -> pl.Series:
+    """Int64, or Datetime("us") in UTC, or by the clock of the place for ``local``; none is missing.
+    ``whole`` says whether a column of text, of which this is a part, holds numbers alone."""
     number = np.arange(1, len(column) + 1)
     stamps = column
     if column.dtype == pl.String:
         text = column.str.strip_chars()
         whole = bool(text.str.contains(WHOLE).all()) if whole is None else whole
-        stamps = text if whole else _dates(text, path)
+        stamps = text if whole else _dates(text, path, local)
     elif not (column.dtype == pl.Date or column.dtype == pl.Datetime or column.dtype.is_integer()):
         raise DataError(f"{path}: column {column.name!r} holds {column.dtype}, not stamps")
     if isinstance(stamps.dtype, pl.Datetime) and stamps.dtype.time_zone is not None:
-        stamps = stamps.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+        stamps = stamps if local else stamps.dt.convert_time_zone("UTC")
+        stamps = stamps.dt.replace_time_zone(None)
     dated = stamps.dtype == pl.Date or stamps.dtype == pl.Datetime
     stamps = stamps.cast(pl.Datetime("us") if dated else pl.Int64, strict=False)
     what = "is not a stamp such as 2024-01-31 13:00:00"
@@ -75,7 +79,7 @@ def offsets_of(column: pl.Series) -> NDArray[np.bool_]:
     return away.fill_null(False).to_numpy()
 
 
-def _dates(text: pl.Series, path: Path) -> pl.Series:
+def _dates(text: pl.Series, path: Path, local_clock: bool) -> pl.Series:
     """Null where there is none: a year that does not come first could be a day."""
     dates = text.set(~text.str.contains(r"^\d{4}[-/]"), None)
     dates = dates.str.replace_all("/", "-", literal=True).str.replace("T", " ", literal=True)
@@ -85,6 +89,9 @@ def _dates(text: pl.Series, path: Path) -> pl.Series:
     zoned = _first_format(dates, [f"{date}%#z" for date in _DATES[:2]])
     without, with_offset = local.is_not_null().to_numpy(), zoned.is_not_null().to_numpy()
     if not without.any():
+        if local_clock:  # of what was read with its offset
+            dates = dates.set(zoned.is_null(), None).str.replace(OFFSET, "")
+            return _first_format(dates, _DATES[:2])
         return zoned
     if with_offset.any():
         later, has = with_offset, "an"

@@ -103,7 +103,7 @@ class FittedCovariates:
             for column, value, before in zip(
                 self.columns.static, values, self.static.get(name, values), strict=True
             ):
-                if value != before:
+                if not _same(value, before):
                     raise DataError(
                         f"{where}: static column {column!r} of series {name!r} is {value!r}; the "
                         f"model was trained with {before!r}; what changes is no static column"
@@ -127,6 +127,16 @@ class FittedCovariates:
             [StaticColumn(c["mean"], c["std"], tuple(c["categories"])) for c in plain["encoding"]],
             {name: tuple(values) for name, values in plain["static"].items()},
         )
+
+
+def _same(value: Value, other: Value) -> bool:
+    """Whether a file whose other cells are text would hold one where another holds the other."""
+    if isinstance(value, str) == isinstance(other, str):
+        return value == other
+    try:
+        return float(value) == float(other)
+    except ValueError:
+        return False
 
 
 def static_columns(statics: Sequence[tuple[Value, ...]]) -> list[StaticColumn]:

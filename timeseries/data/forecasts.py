@@ -19,14 +19,14 @@ from core.jobs.loader import ResumableLoader
 from core.jobs.shards import load_predictions
 from timeseries.data import calendar
 from timeseries.data.covariates import Covariates, static_columns
-from timeseries.data.layout import AUTO, Roles, layout
+from timeseries.data.layout import AUTO, Roles, has_offset, layout
 from timeseries.data.protocol import (
     Protocol,
     check_length,
     check_training,
     warn_of_borders_apart,
 )
-from timeseries.data.repairs import Repairs
+from timeseries.data.repairs import Repairs, say_once
 from timeseries.data.series import Policies, Series, read_series
 from timeseries.data.streaming import stream_series, streams
 from timeseries.data.windows import Fitted, ForecastRecords, Windows, check_horizon, fit
@@ -98,6 +98,8 @@ class ForecastWindows(RecordDataModule):
         given = {
             name: "double[][]" for name in ("known", "observed") if getattr(self.covariates, name)
         }
+        if policies.gaps == "close":
+            given["stamps"] = "string[]"
         self.input_columns = {**self.input_columns, **given}
         self.frequency = frequency
         self.protocol = protocol
@@ -106,6 +108,7 @@ class ForecastWindows(RecordDataModule):
         self.fitted: Fitted | None = None
         self.kept: dict[Path, list[Series]] = {}
         self.repaired: dict[Path, Repairs] = {}
+        self.offsets: dict[Path, bool] = {}
 
     def series(self, path: Path) -> list[Series]:
         """The series of a table that have room for a window."""
@@ -126,6 +129,7 @@ class ForecastWindows(RecordDataModule):
                 roles = replace(roles, targets=self.fitted.channels)
             roles = layout(path, roles)
             read = stream_series if streams(path) else read_series
+            self.offsets[path] = has_offset(path, roles.time)
             repairs = self.repaired[path] = Repairs()
             self.kept[path] = read(path, roles, self.policies, self.frequency, repairs)
         return self.kept[path]
@@ -178,6 +182,7 @@ class ForecastWindows(RecordDataModule):
         series = self.series(path)
         if self.fitted is None:
             self.fitted = fit(series, self.protocol, self.covariates)
+            self.fitted.offsets = self.offsets[path]
         self._check(series, path)
 
     def _required_path(self, stage: str) -> Path:
@@ -195,9 +200,17 @@ class ForecastWindows(RecordDataModule):
             )
 
     def _check(self, series: Sequence[Series], path: Path) -> None:
-        """Raises DataError if the series of ``path`` are not as in training."""
+        """Raises DataError if the series of ``path`` are not as in training; a warning if they may
+        be hours apart."""
         assert self.fitted is not None
         self.fitted.check(series, path)
+        here, trained = self.offsets[path], self.fitted.offsets
+        if self.policies.offsets == "utc" and trained is not None and here != trained:
+            these, those = ("an", "none") if here else ("no", "one")
+            say_once(
+                f"{path}: stamps have {these} offset from UTC, and those of training had {those}: "
+                "what has none is read as UTC"
+            )
         static = {one.name: one.static for one in series if one.static}
         self.fitted.covariates.check(path, self.covariates, static)
 
@@ -253,6 +266,7 @@ class ForecastWindows(RecordDataModule):
             raise UsageError("predict needs --ckpt_path, or data.path to take the scale from")
         if self.origins == "end":
             series = self.all_series(path)
+            self._check(series, path)  # a step unlike training's tells more than too few rows
             if self.policies.short == "fail":
                 check_length(series, self.protocol, path, skip=False, ahead=False)
             self._check_ahead(series, path)
@@ -260,9 +274,9 @@ class ForecastWindows(RecordDataModule):
         else:
             series = self.series(path)
             self._check_room(series, self.origins, path)
+            self._check(series, path)
             origins = [self.protocol.origins(one, self.origins) for one in series]
-        self._check(series, path)
-        return ForecastRecords(series, origins, self.protocol)
+        return ForecastRecords(series, origins, self.protocol, self.policies.gaps == "close")
 
     def _check_ahead(self, series: Sequence[Series], path: Path) -> None:
         """Raises DataError for a series whose known covariates end before the horizon."""
@@ -278,8 +292,8 @@ class ForecastWindows(RecordDataModule):
 
     def encode(self, record: Record) -> dict[str, Any]:
         assert self.fitted is not None
-        lookback, horizon = self.protocol.lookback, self.protocol.horizon
-        name, frequency = str(record["series"]), self.fitted.frequency
+        lookback = self.protocol.lookback
+        name = str(record["series"])
         scale = self.fitted.scales.get(name)
         if scale is None:
             raise SkipRecord(f"series {name!r} was not in training, so its scale is not known")
@@ -294,13 +308,9 @@ class ForecastWindows(RecordDataModule):
         if values.shape[1:] != (len(self.fitted.channels),) or not np.isfinite(values).all():
             channels = ", ".join(self.fitted.channels)
             raise SkipRecord(f"values must be rows of one finite number for each of {channels}")
-        try:
-            known, ahead = stamps_around(str(record["origin"]), frequency, lookback, horizon)
-        except ValueError as error:
-            kind = "a whole number" if frequency is None else "a stamp such as 2024-01-31T13:00:00"
-            raise SkipRecord(f"origin {record['origin']!r} is not {kind}") from error
-        past_time = [calendar.features(known, frequency)]
-        future_time = [calendar.features(ahead, frequency)]
+        known, ahead = self.stamps(record)
+        past_time = [calendar.features(known, self.fitted.frequency)]
+        future_time = [calendar.features(ahead, self.fitted.frequency)]
         if self.covariates:
             past, future = self._encoded_covariates(record, name, given)
             past_time, future_time = [*past_time, past], [*future_time, future]
@@ -314,6 +324,30 @@ class ForecastWindows(RecordDataModule):
             "mean": scale.mean,
             "std": scale.std,
         }
+
+    def stamps(self, record: Record) -> tuple[Any, Any]:
+        """Stamps of the look-back and of the horizon. Behind the last that is given they go on by
+        the step. Raises SkipRecord for what is none."""
+        assert self.fitted is not None
+        lookback, horizon = self.protocol.lookback, self.protocol.horizon
+        frequency, given = self.fitted.frequency, len(record["values"])
+        kind = "a whole number" if frequency is None else "a stamp such as 2024-01-31T13:00:00"
+        try:
+            around = stamps_around(str(record["origin"]), frequency, lookback, horizon)
+        except ValueError as error:
+            raise SkipRecord(f"origin {record['origin']!r} is not {kind}") from error
+        if self.policies.gaps != "close":
+            return around
+        try:
+            texts = [str(text) for text in record["stamps"]][: given + horizon]
+            stamp = int if frequency is None else calendar.stamp
+            found = np.array([stamp(text) for text in texts])
+            more = stamps_around(texts[-1], frequency, 0, given + horizon - len(texts))[1]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise SkipRecord(f"stamps must each be {kind}") from error
+        if len(found) < given:
+            raise SkipRecord(f"{len(found)} stamps of {given} values")
+        return found[given - lookback : given], np.concatenate([found[given:], more])
 
     def _encoded_covariates(self, record: Record, name: str, given: int) -> tuple[Any, Any]:
         """Features (lookback, features) and (horizon, features) of a record with ``given`` values.

@@ -10,6 +10,7 @@ import polars as pl
 
 from core.jobs.errors import DataError, UsageError
 from core.jobs.tables import read_table
+from timeseries.data.columns import OFFSET
 from timeseries.data.covariates import Covariates
 
 AUTO = "auto"
@@ -84,6 +85,16 @@ def with_targets(path: Path, columns: Sequence[str], roles: Roles) -> Roles:
         has = ", ".join(columns[:8])
         raise DataError(f"{path}: no column {absent[0]!r}; it has {has}; name data.targets")
     return replace(roles, targets=targets)
+
+
+def has_offset(path: Path, time: str | None) -> bool:
+    """Whether the stamps of a table say how far they are from UTC; the first does if any does."""
+    if time is None:
+        return False
+    first = read_table(path, (time,), rows=1)[time]
+    if first.dtype == pl.String:
+        return bool(first.str.contains(OFFSET).any())
+    return isinstance(first.dtype, pl.Datetime) and first.dtype.time_zone is not None
 
 
 def _check_named(path: Path, columns: Sequence[str], roles: Roles) -> None:

@@ -26,11 +26,12 @@ class Protocol:
         lookback: steps that a forecast sees.
         horizon: steps that it gives.
         train_end: where training ends: a share of each series, a number of rows, or the first
-            stamp that is no longer part of it, in UTC unless it has an offset (``stamp 1200`` where
-            stamps are numbers). A forecast belongs to the split that holds all of its horizon; its
-            look-back may reach into the split before. A stamp is the same for all series; shares
-            and rows of series that begin or end at different times are not, so that some are
-            trained on what others are tested on: a warning says so.
+            stamp that is no longer part of it, in UTC unless it has an offset, or without one by
+            the clock that ``policies.offsets`` keeps (``stamp 1200`` where stamps are numbers). A
+            forecast belongs to the split that holds all of its horizon; its look-back may reach
+            into the split before. A stamp is the same for all series; shares and rows of series
+            that begin or end at different times are not, so that some are trained on what others
+            are tested on: a warning says so.
         val_end: the same for validation.
         test_end: the same for the test; null is the end.
         stride: steps between the origins of training windows. Validation takes every origin, the

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 _WHAT = {
     "offset": "stamps with an offset",
+    "offsets": "stamps with an offset",
+    "irregular": "stamps off the grid",
     "unsorted": "stamps that go back",
     "duplicates": "stamps that stand there twice",
     "gaps": "missing stamps",

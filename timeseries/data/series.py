@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 
 from core.jobs.errors import DataError, UsageError
 from core.jobs.tables import read_table
-from timeseries.data.calendar import grid, infer_frequency, most_common, normal, places
+from timeseries.data.calendar import (
+    grid,
+    infer_frequency,
+    most_common,
+    nearest,
+    normal,
+    places,
+)
 from timeseries.data.columns import (
     check_static,
     numbers_of,
@@ -42,7 +49,11 @@ class Policies:
     target that always fails.
     ``short``: series without room for one window, or for one before the stamp at which training
     ends; a forecast needs room for its look-back only.
-    Infinite values, stamps off the grid and unreadable cells always fail.
+    ``offsets``: stamps with an offset from UTC become UTC, or keep the ``local`` clock, which days
+    from midnight to midnight need where summer time changes the offset.
+    ``irregular``: stamps off the grid; ``nearest`` moves all to the nearest multiple of the given
+    ``frequency``, from midnight on, before anything else is looked at.
+    Infinite values and unreadable cells always fail.
     """
 
     unsorted: Literal["fail", "sort"] = "fail"
@@ -51,6 +62,8 @@ class Policies:
     missing: Literal["fail", "previous", "linear", "keep"] = "fail"
     known: Literal["fail", "previous", "linear"] = "fail"
     short: Literal["fail", "skip"] = "fail"
+    offsets: Literal["utc", "local"] = "utc"
+    irregular: Literal["fail", "nearest"] = "fail"
 
 
 @dataclass(frozen=True)
@@ -59,8 +72,8 @@ class Series:
 
     ``frequency`` is the step of the grid as polars writes it (``1h``, ``1mo``), ``1me`` for the
     last days of months, or None where the stamps are numbers. Of covariates, ``known`` (time +
-    ahead, columns) goes on behind the last target, ``observed`` (time, columns) does not, and
-    ``static`` has a number or text a column.
+    ahead, columns) goes on behind the last target, at the stamps ``later`` (ahead,), ``observed``
+    (time, columns) does not, and ``static`` has a number or text a column.
     """
 
     name: str
@@ -71,6 +84,7 @@ class Series:
     known: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
     observed: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
     static: tuple[Value, ...] = ()
+    later: NDArray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.stamps)
@@ -159,10 +173,10 @@ def read_series(
     """Every series of a CSV, TSV or Parquet table, in the order of the file.
 
     Stamps are dates with the year first, or whole numbers that step by 1; those with an offset are
-    turned into UTC. The one series of a wide table is named ``table``. ``frequency`` is inferred
-    where it is not given. Rows behind the last target of a series are its future if there are known
-    covariates; the rules hold for observed covariates as for targets. What the ``policies`` change
-    is said in a RepairWarning each, and added to ``repairs``.
+    turned into UTC, or as the policy has it. The one series of a wide table is named ``table``.
+    ``frequency`` is inferred where it is not given. Rows behind the last target of a series are its
+    future if there are known covariates; the rules hold for observed covariates as for targets.
+    What the ``policies`` change is said in a RepairWarning each, and added to ``repairs``.
 
     Raises DataError with the row's number, counted from 1 without the header, where a rule of
     ``policies`` is broken or a stamp lies off the grid; UsageError if no target is named or found,
@@ -171,13 +185,15 @@ def read_series(
     step = None if frequency is None else normal(frequency)
     table = read_table(path, roles.named)
     roles = with_targets(path, table.columns, roles)
-    rows = _grouped(table, path, roles)
+    local = policies.offsets == "local"
+    rows = _grouped(table, path, roles, local)
     if repairs is not None:
         rows.repairs = repairs
     if roles.time is not None:
         away = np.flatnonzero(offsets_of(table[roles.time])) + 1
-        rows.repairs.add("offset", "UTC", away, ())
+        rows.repairs.add(*(("offsets", "local") if local else ("offset", "UTC")), away, ())
     del table
+    rows = on_grid(rows, step, policies)
     for rule in RULES:
         rows = rule(rows, policies)
     ends = np.flatnonzero(np.diff(rows.which, append=-1)) + 1
@@ -191,10 +207,11 @@ def read_series(
 # Columns of the table
 
 
-def _grouped(table: pl.DataFrame, path: Path, roles: Roles) -> Rows:
+def _grouped(table: pl.DataFrame, path: Path, roles: Roles, local: bool) -> Rows:
     """The rows of each series together, in the order of the file."""
-    number = np.arange(1, len(table) + 1)
-    stamp = number if roles.time is None else stamps_of(table[roles.time], path).to_numpy()
+    stamp = number = np.arange(1, len(table) + 1)
+    if roles.time is not None:
+        stamp = stamps_of(table[roles.time], path, local=local).to_numpy()
     values = np.empty((len(table), len(roles.numbers)))
     for i, column in enumerate(roles.numbers):
         values[:, i] = numbers_of(table[column], path)
@@ -310,6 +327,15 @@ def _complete(rows: Rows, policies: Policies) -> Rows:
 RULES = (_sorted, _without_duplicates, _complete_ahead, _complete_known, _complete)
 
 
+def on_grid(rows: Rows, step: str | None, policies: Policies) -> Rows:
+    """With dates moved to the nearest of the grid, if ``policies`` ask for that."""
+    if policies.irregular == "fail" or rows.stamp.dtype == np.int64:
+        return rows
+    stamp = nearest(rows.stamp, step)
+    rows.repaired("irregular", policies.irregular, stamp != rows.stamp)
+    return replace(rows, stamp=stamp)
+
+
 def common_frequency(parts: Iterable[Rows], given: str | None) -> str | None:
     """The one step of all series. One stamp alone has none, and goes with the others."""
     first = None
@@ -346,7 +372,9 @@ def regular(rows: Rows, step: str | None, policies: Policies) -> Series:
             )
     else:
         place = places(rows.stamp, step)
-        what = f"is off the grid of {step}; correct it, or give data.frequency"
+        policy = "offsets" if "offset" in rows.repairs.found else "irregular"
+        what = f"is off the grid of {step}; correct it, or give data.frequency or "
+        what += f"data.policies.{policy}"
         rows.refuse(place < 0, lambda i: f"stamp {rows.shown(i)} {what}")
     if policies.gaps == "close" and place[-1] >= len(place):
         holes = np.diff(place, prepend=-1) - 1
@@ -375,6 +403,7 @@ def regular(rows: Rows, step: str | None, policies: Policies) -> Series:
         rows.values[:, first:second],
         past.values[:, second:],
         rows.static[rows.which[0]],
+        rows.stamp[end:],
     )
 
 

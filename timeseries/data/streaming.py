@@ -29,6 +29,7 @@ from core.jobs.errors import DataError
 from core.jobs.files import cached_name
 from timeseries.data.calendar import normal
 from timeseries.data.columns import (
+    OFFSET,
     WHOLE,
     RowError,
     check_static,
@@ -46,6 +47,7 @@ from timeseries.data.series import (
     Rows,
     Series,
     common_frequency,
+    on_grid,
     regular,
 )
 
@@ -53,8 +55,7 @@ Result = TypeVar("Result")
 
 STREAM_ROWS = 5_000_000  # below, reading all at once takes some hundreds of MB and no disk
 _BATCH = 1 << 18
-_FORMAT = 2  # of the cache
-_OFFSET = re.compile(r"(Z|[+-]\d\d:?\d\d)$")
+_FORMAT = 3  # of the cache
 
 
 def streams(path: Path) -> bool:
@@ -169,7 +170,7 @@ def _build(
         has = ", ".join(columns[:8])
         raise DataError(f"{path}: no column {name!r}; it has {has}; add it, or correct a name")
     roles = with_targets(path, columns, roles)
-    read = _Reader(path, roles)
+    read = _Reader(path, roles, policies.offsets == "local")
     table = _Table(folder, file.metadata.num_rows, len(roles.numbers))
     dated = read.into(table, file)
     names = read.names
@@ -190,7 +191,7 @@ def _build(
             stamp = np.arange(1, len(number) + 1)
         which = np.broadcast_to(np.int64(i), len(number))
         whole = (path, names, tuple(roles.targets or ()), number, which, stamp, values)
-        return Rows(*whole, roles.covariates, static, repairs)
+        return on_grid(Rows(*whole, roles.covariates, static, repairs), step, policies)
 
     faults = _Faults()
     unheard = Repairs()  # the rules are tried first, and change what is kept only below
@@ -230,9 +231,10 @@ def _kept(parts: Iterator[Rows], policies: Policies, faults: _Faults) -> Iterato
 class _Reader:
     """One pass over a file, with the rules that cells must keep."""
 
-    def __init__(self, path: Path, roles: Roles) -> None:
+    def __init__(self, path: Path, roles: Roles, local: bool) -> None:
         self.path, self.time, self.series = path, roles.time, roles.series
         self.numbers, self.static = roles.numbers, roles.covariates.static
+        self.local = local
         self.usual: list[dict[int, str]] = [{} for _ in self.static]
         self.names: list[str] = ["table"] if roles.series is None else []
         self.index: dict[str, int] = {}
@@ -253,7 +255,8 @@ class _Reader:
                 if stamps is not None:
                     dated = stamps.dtype != pl.Int64
                     away = np.flatnonzero(offsets_of(piece[self.time])) + before + 1
-                    self.repairs.add("offset", "UTC", away, ())
+                    how = ("offsets", "local") if self.local else ("offset", "UTC")
+                    self.repairs.add(*how, away, ())
                     table.stamp[at] = stamps.to_physical().to_numpy()
             for i, name in enumerate(self.numbers):
                 numbers = faults.call(1 + i, partial(numbers_of, piece[name], self.path), before)
@@ -287,7 +290,7 @@ class _Reader:
     def _stamps(self, column: pl.Series) -> pl.Series:
         if self.whole is False:
             given = next((text for text in column if text), "").strip()
-            zoned = _OFFSET.search(given) is not None
+            zoned = re.search(OFFSET, given) is not None
             self.zoned = zoned if self.zoned is None else self.zoned
             if zoned != self.zoned:
                 has = "an" if zoned else "no"
@@ -295,7 +298,7 @@ class _Reader:
                 every = np.ones(len(column), bool)
                 number = np.arange(1, len(column) + 1)
                 refuse(self.path, number, every, lambda _: f"{column.name} {given!r} {what}")
-        return stamps_of(column, self.path, self.whole)
+        return stamps_of(column, self.path, self.whole, self.local)
 
     def _which(self, piece: pl.DataFrame) -> NDArray[np.int64]:
         if self.series is None:
@@ -322,9 +325,10 @@ def _read(file: pq.ParquetFile, columns: list[str]) -> Iterator[pl.DataFrame]:
 
 
 class _Writer:
-    """Series one after the other into ``stamps``, ``targets``, ``known`` and ``observed``."""
+    """Series one after the other into ``stamps``, ``later``, ``targets``, ``known`` and
+    ``observed``."""
 
-    arrays = ("stamps", "targets", "known", "observed")
+    arrays = ("stamps", "later", "targets", "known", "observed")
 
     def __init__(self, folder: Path, kind: str) -> None:
         self.folder = folder
@@ -336,7 +340,9 @@ class _Writer:
         self.index["columns"] = [one.values.shape[1], one.known.shape[1], one.observed.shape[1]]
         self.index["series"].append([one.name, len(one), len(one.known), one.static])
         for name, values in zip(
-            self.arrays, (one.stamps, one.values, one.known, one.observed), strict=True
+            self.arrays,
+            (one.stamps, one.later, one.values, one.known, one.observed),
+            strict=True,
         ):
             for at in _pieces(len(values)):
                 np.ascontiguousarray(values[at]).tofile(self.files[name])
@@ -354,10 +360,12 @@ def _opened(folder: Path, repairs: Repairs) -> list[Series]:
     targets, known, observed = (
         _mapped(folder / name, np.float64, (count, columns))
         for name, count, columns in zip(
-            _Writer.arrays[1:], (rows, ahead, rows), index["columns"], strict=True
+            _Writer.arrays[2:], (rows, ahead, rows), index["columns"], strict=True
         )
     )
-    stamps = _mapped(folder / "stamps", np.dtype(index["kind"]), (rows,))
+    kind = np.dtype(index["kind"])
+    stamps = _mapped(folder / "stamps", kind, (rows,))
+    later = _mapped(folder / "later", kind, (ahead - rows,))
     found, start, start_known = [], 0, 0
     for name, rows, rows_known, static in index["series"]:
         at, at_known = slice(start, start + rows), slice(start_known, start_known + rows_known)
@@ -370,6 +378,7 @@ def _opened(folder: Path, repairs: Repairs) -> list[Series]:
             known[at_known],
             observed[at],
             tuple(static),
+            later[start_known - start : at_known.stop - at.stop],
         )
         found.append(part)
         start, start_known = at.stop, at_known.stop
@@ -378,5 +387,5 @@ def _opened(folder: Path, repairs: Repairs) -> list[Series]:
 
 def _mapped(file: Path, kind: Any, shape: tuple[int, ...]) -> NDArray:
     if 0 in shape:  # an empty file cannot be mapped
-        return np.zeros(shape)
+        return np.zeros(shape, kind)
     return np.memmap(file, kind, "r", shape=shape)

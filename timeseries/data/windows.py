@@ -58,12 +58,13 @@ class Fitted:
     scales: dict[str, Scale] = field(default_factory=dict)
     covariates: FittedCovariates = field(default_factory=FittedCovariates)
     protocol: dict[str, Any] = field(default_factory=dict)  # what of it a model is built for
+    offsets: bool | None = None  # whether the stamps had one from UTC, where that is known
 
     def plain(self) -> dict[str, Any]:
         """As lists and strings, for a checkpoint or JSON."""
         scales = {n: {k: v.tolist() for k, v in vars(s).items()} for n, s in self.scales.items()}
-        plain = {"channels": list(self.channels), "frequency": self.frequency, "scales": scales}
-        plain["protocol"] = self.protocol
+        plain: dict[str, Any] = {"channels": list(self.channels), "frequency": self.frequency}
+        plain |= {"scales": scales, "protocol": self.protocol, "offsets": self.offsets}
         if self.covariates.columns:
             plain["covariates"] = self.covariates.plain()
         return plain
@@ -76,6 +77,7 @@ class Fitted:
         }
         found = cls(tuple(plain["channels"]), plain["frequency"], scales)
         found.protocol = dict(plain.get("protocol", {}))  # older checkpoints have none
+        found.offsets = plain.get("offsets")
         if "covariates" in plain:
             found.covariates = FittedCovariates.from_plain(plain["covariates"])
         return found
@@ -97,7 +99,7 @@ class Fitted:
                     f"{where}: the values are {', '.join(one.channels)}; the model was trained on "
                     f"{', '.join(self.channels)}"
                 )
-            if one.frequency != self.frequency:
+            if one.frequency != self.frequency and len(one) > 1:  # one stamp has no step
                 raise DataError(
                     f"{where}: series {one.name!r} has {_steps(one.frequency)}; the model was "
                     f"trained on {_steps(self.frequency)}; bring the table to these"
@@ -284,10 +286,18 @@ class ForecastRecords(Sequence[dict[str, Any]]):
     """The windows to forecast as records: ``id``, ``series``, ``origin`` (the last stamp that is
     known), ``values`` (lookback, channels; fewer where the series begins later) and, where it has
     happened, ``actual``. With such covariates also ``known`` (as many rows and the horizon's,
-    columns) and ``observed`` (as many rows, columns)."""
+    columns) and ``observed`` (as many rows, columns). Where gaps were ``closed`` the origin does
+    not tell the others: ``stamps`` of these rows, and of as many of the horizon as there are."""
 
-    def __init__(self, series: Sequence[Series], origins: Sequence[range], protocol: Protocol):
+    def __init__(
+        self,
+        series: Sequence[Series],
+        origins: Sequence[range],
+        protocol: Protocol,
+        closed: bool = False,
+    ):
         self.series, self.origins, self.protocol = series, origins, protocol
+        self.closed = closed
         self.ends = np.cumsum([len(o) for o in origins]).tolist()
 
     def __len__(self) -> int:
@@ -309,5 +319,9 @@ class ForecastRecords(Sequence[dict[str, Any]]):
             record["known"] = one.known[start : row + self.protocol.horizon]
         if one.observed.shape[1]:
             record["observed"] = one.observed[start:row]
+        if self.closed:
+            end = row + self.protocol.horizon
+            later = one.later[: max(0, end - len(one))]
+            record["stamps"] = [*map(str, one.stamps[start:end]), *map(str, later)]
         actual = one.values[row : row + self.protocol.horizon]
         return {**record, "actual": actual} if len(actual) == self.protocol.horizon else record

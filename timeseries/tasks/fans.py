@@ -13,7 +13,7 @@ from torch import Tensor
 
 from core.jobs.data import Record
 from core.jobs.shards import load_predictions
-from timeseries.data.forecasts import ForecastWindows, stamps_around
+from timeseries.data.forecasts import ForecastWindows
 from timeseries.data.windows import Windows
 from timeseries.tasks.figures import Shown
 
@@ -40,10 +40,11 @@ def tested(
         for x in (batch["past"], batch["future"], forecast)
     )
     low, high = ((x[:, 0, :, channel] * std + mean).cpu().numpy() for x in ends)
-    title = f"channel {channel}"
+    title, stamps = f"channel {channel}", batch["stamps"][0].cpu().numpy()
     if of is not None:
         title = _title(of.series[int(batch["series"][0])].name, of.fitted.channels[channel])
-    stamps = batch["stamps"][0].cpu().numpy()
+        if of.fitted.frequency is not None:
+            stamps = stamps.astype("datetime64[us]")
     return Shown(stamps, past, future, expected, low, high, title)
 
 
@@ -81,15 +82,13 @@ def _shown(
     record: Record, rows: pl.DataFrame, channel: int, data: ForecastWindows, levels: Sequence[float]
 ) -> Shown:
     assert data.fitted is not None
-    lookback = data.protocol.lookback
-    origin, frequency = str(record["origin"]), data.fitted.frequency
-    stamps = np.concatenate(stamps_around(origin, frequency, lookback, len(rows)))
+    stamps = np.concatenate(data.stamps(record))
     low, high = (
         np.array([rows[f"{end}_{share * 100:g}"] for share in levels]).reshape(-1, len(rows))
         for end in ("lower", "upper")
     )
     forecast, future = (_numbers(rows[name]) for name in ("forecast", "actual"))
-    past = np.asarray(record["values"], np.float64)[-lookback:, channel]
+    past = np.asarray(record["values"], np.float64)[-data.protocol.lookback :, channel]
     title = _title(str(record["series"]), data.fitted.channels[channel])
     return Shown(stamps, past, future, forecast, low, high, title)
 

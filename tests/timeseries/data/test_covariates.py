@@ -326,6 +326,10 @@ def test_prediction_needs_what_training_had(path: Path, tmp_path: Path) -> None:
     state = fitted(path).state_dict()
     later = tmp_path / "next.csv"
     for change, message in (
+        (
+            table().gather_every(2, offset=1),
+            r"series 'north' has steps of 2h; the model was trained on steps of 1h",
+        ),
         (table(ahead=2), r"series 'north' has 2 rows after its last target, and the horizon needs"),
         (table().drop("price"), r"next\.csv: no column 'price'; it has"),
         (table().drop("rain"), r"next\.csv: no column 'rain'; it has"),
@@ -345,6 +349,26 @@ def test_prediction_needs_what_training_had(path: Path, tmp_path: Path) -> None:
         predicting(later, state, known=["price"], observed=[], static=[]).predict_records()
     with pytest.raises(UsageError, match="column 'price' is named twice"):
         fitted(path, observed=["price"])
+
+
+@pytest.mark.parametrize(("north", "south"), [("1", "x"), ("1", "2")])
+def test_a_static_column_is_the_same_whatever_other_series_have(
+    tmp_path: Path, north: str, south: str
+) -> None:
+    """A column of codes is text where one of them is, and numbers in a file of the others."""
+    code = pl.when(pl.col("unique_id") == "north").then(pl.lit(north)).otherwise(pl.lit(south))
+    whole = table().with_columns(code.alias("kind"))
+    whole.write_csv(tmp_path / "x.csv")
+    state = fitted(tmp_path / "x.csv").state_dict()
+    later = tmp_path / "next.csv"
+    whole.filter(unique_id="north").write_csv(later)
+    assert len(predicting(later, state).predict_records()) == 1
+    other = pl.col("unique_id").replace("south", "new"), code.replace("2", "y").alias("kind")
+    whole.with_columns(*other).write_csv(later)
+    assert len(predicting(later, state).predict_records()) == 2
+    whole.with_columns(pl.lit("3").alias("kind")).write_csv(later)
+    with pytest.raises(DataError, match="static column 'kind' of series 'north' is 3"):
+        predicting(later, state).predict_records()
 
 
 @pytest.mark.parametrize("kind", [Informer, TemporalFusionTransformer])

@@ -19,6 +19,7 @@ from core.jobs.data import Record, SkipRecord, encode_records
 from core.jobs.errors import DataError, UsageError
 from core.jobs.predictor import Predictor
 from core.jobs.shards import Manifest, merge, open_folder, write_shard
+from timeseries.data import repairs, streaming
 from timeseries.data.forecasts import ForecastWindows
 from timeseries.data.protocol import Protocol
 from timeseries.data.series import Policies
@@ -191,6 +192,45 @@ def test_a_record_is_the_window_that_the_test_has(tmp_path: Path, frequency: str
     assert batch["channels"] == ("y",)
 
 
+@pytest.mark.filterwarnings("ignore:.*data.policies.gaps:timeseries.data.repairs.RepairWarning")
+@pytest.mark.parametrize("dated", [True, False])
+def test_stamps_of_closed_gaps_are_those_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dated: bool
+) -> None:
+    """Business days: the grid of days has others. Also those behind the last target."""
+    days = pd.bdate_range("2024-01-01", periods=60)
+    numbers = (days - days[0]).days + 7
+    t = np.arange(60)
+    y = [None if row >= 55 else float(row) for row in t]
+    table = pl.DataFrame({"ds": days.to_numpy() if dated else numbers, "y": y, "price": t % 4.0})
+    path = tmp_path / "x.parquet"
+    table.write_parquet(path)
+    stamps = table["ds"].to_numpy().astype("datetime64[us]" if dated else np.int64)
+    monkeypatch.setenv("LONGSPAN_CACHE", str(tmp_path / "cache"))
+    options: dict[str, Any] = {"policies": Policies(gaps="close"), "known": ["price"]}
+    for rows in (1000, 1):  # the second time by pieces
+        monkeypatch.setattr(streaming, "STREAM_ROWS", rows)
+        data = fitted(path, origins="test", targets=["y"], **options)
+        windows, records = data.windows("test"), data.predict_records()
+        batch = data.collate([data.encode(record) for record in records])
+        expected = windows.__getitems__(list(range(len(windows))))
+        for key in ("past", "past_time", "future_time"):
+            assert torch.equal(batch[key], expected[key]), key
+        found = np.stack(batch["stamps"])
+        assert_array_equal(found.astype(np.int64), expected["stamps"][:, LOOKBACK:].numpy())
+        ending = fitted(path, targets=["y"], **options)
+        (record,) = ending.predict_records()
+        assert_array_equal(ending.encode(record)["stamps"], stamps[55 : 55 + HORIZON])
+    assert data.input_columns["stamps"] == "string[]"
+    del record["stamps"][LOOKBACK:]  # with no later ones they go on by the step
+    step = np.timedelta64(1, "D") if dated else 1
+    onwards = stamps[54] + step * np.arange(1, HORIZON + 1)
+    assert_array_equal(ending.encode(record)["stamps"], onwards)
+    for wrong in ([], record["stamps"][1:], ["now"] * LOOKBACK, None):
+        with pytest.raises(SkipRecord, match="stamps"):
+            ending.encode({**record, "stamps": wrong})
+
+
 def test_numbered_rows_as_records(tmp_path: Path) -> None:
     table = pl.DataFrame({"a": np.arange(40.0), "b": np.arange(40.0) ** 2})
     table.write_csv(tmp_path / "wide.csv")
@@ -283,11 +323,43 @@ def test_a_file_unlike_training(tmp_path: Path, data: ForecastWindows) -> None:
         DataError, match=r"'north' has steps of 30m; the model was trained on .* 1h"
     ):
         half.predict_records()
+    long({"north": LOOKBACK // 2}, "2h").write_csv(tmp_path / "double.csv")
+    with pytest.raises(DataError, match="'north' has steps of 2h"):  # and is short because of it
+        predicting(tmp_path / "double.csv", data.state_dict()).predict_records()
+    long({"north": 1}).write_csv(tmp_path / "one.csv")
+    with pytest.raises(DataError, match="first 'north' with 1"):  # which has no step
+        predicting(tmp_path / "one.csv", data.state_dict()).predict_records()
     long({"north": 30}).rename({"y": "z"}).write_csv(tmp_path / "z.csv")
     for targets, message in ((None, "no column 'y'"), (["z"], "the values are z; .* trained on y")):
         other = predicting(tmp_path / "z.csv", data.state_dict(), targets=targets)
         with pytest.raises(DataError, match=message):
             other.predict_records()
+
+
+@pytest.mark.filterwarnings("ignore:.*stamps with an offset:timeseries.data.repairs.RepairWarning")
+def test_stamps_that_may_be_hours_from_those_of_training_are_said(tmp_path: Path) -> None:
+    table = long({"north": 60})
+    text = pl.col("ds").dt.to_string("%Y-%m-%dT%H:%M:%S")
+    table.with_columns(text).write_csv(tmp_path / "plain.csv")
+    table.with_columns(text + "+02:00").write_csv(tmp_path / "offset.csv")
+    table.with_columns(pl.col("ds").dt.replace_time_zone("UTC")).write_parquet(
+        tmp_path / "u.parquet"
+    )
+    for trained, later, said in (
+        ("plain.csv", "offset.csv", "an offset from UTC, and those of training had none"),
+        ("offset.csv", "plain.csv", "no offset from UTC, and those of training had one"),
+        ("plain.csv", "u.parquet", "an offset from UTC, and those of training had none"),
+    ):
+        data = predicting(tmp_path / later, fitted(tmp_path / trained).state_dict())
+        repairs._said.clear()
+        with pytest.warns(UserWarning, match=f"{later}: stamps have {said}"):
+            data.predict_records()
+    local: dict[str, Any] = {"policies": Policies(offsets="local")}
+    state = fitted(tmp_path / "offset.csv", **local).state_dict()
+    predicting(tmp_path / "plain.csv", state, **local).predict_records()
+    predicting(
+        tmp_path / "u.parquet", fitted(tmp_path / "offset.csv").state_dict()
+    ).predict_records()
 
 
 GOOD: Record = {

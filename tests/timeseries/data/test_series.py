@@ -306,7 +306,7 @@ def test_given_frequency(tmp_path: Path) -> None:
     assert refused(tmp_path, some, frequency="1h").startswith("row 2: 'a': 2 stamps are missing")
     assert refused(tmp_path, some, frequency="1d") == (
         "row 2: 'a': stamp 2024-01-01 02:00:00 is off the grid of 1d; correct it, or give "
-        "data.frequency (2 such rows)"
+        "data.frequency or data.policies.irregular (2 such rows)"
     )
     with pytest.raises(UsageError, match="frequency 'often'"):
         read(tmp_path, some, frequency="often")

@@ -8,13 +8,17 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from series_cases import LONG, days, read, refused, rows
 
-from timeseries.data.series import Policies
+from core.jobs.errors import DataError, UsageError
+from timeseries.data.layout import Roles
+from timeseries.data.repairs import Repairs
+from timeseries.data.series import Policies, read_series
 
 pytestmark = pytest.mark.filterwarnings("ignore::timeseries.data.repairs.RepairWarning")
 Fill = Literal["previous", "linear"]
@@ -87,6 +91,63 @@ def test_closed_gaps_leave_rows_as_they_stand(tmp_path: Path) -> None:
     assert one.values[:, 0].tolist() == [1, 2, 5, 6]
     off = rows("2024-01-01,1", "2024-01-02,2", "2024-01-05 01:00,5", "2024-01-06 01:00,6")
     assert "off the grid" in refused(tmp_path, off, policies=Policies(gaps="close"))
+
+
+PARIS = pd.date_range("2024-10-20", "2024-11-05", freq="D", tz="Europe/Paris")
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_days_of_a_place_keep_its_clock_if_asked(tmp_path: Path, kind: str) -> None:
+    """In UTC they begin at 22:00 in summer and at 23:00 in winter."""
+    utc = PARIS.tz_convert(None).to_numpy()
+    table = pl.DataFrame({"ds": utc, "y": np.arange(17.0)})
+    zoned = table.with_columns(pl.col("ds").dt.replace_time_zone("UTC"))
+    zoned = zoned.with_columns(pl.col("ds").dt.convert_time_zone("Europe/Paris"))
+    path = tmp_path / f"x.{kind}"
+    if kind == "csv":
+        text = pl.Series("ds", [stamp.isoformat() for stamp in PARIS])
+        zoned.with_columns(text).write_csv(path)
+    else:
+        zoned.write_parquet(path)
+    with pytest.raises(DataError, match=r"of 1d; .* data\.policies\.offsets"):
+        read_series(path, Roles(series=None))
+    heard = Repairs()
+    (one,) = read_series(
+        path, Roles(series=None), policies=Policies(offsets="local"), repairs=heard
+    )
+    assert one.frequency == "1d"
+    assert one.stamps.tolist() == PARIS.tz_localize(None).to_pydatetime().tolist()
+    assert heard.found["offsets"].count == 17
+
+
+def test_an_hour_that_comes_twice_is_a_duplicate_by_the_local_clock(tmp_path: Path) -> None:
+    hours = pd.date_range("2024-10-27", periods=6, freq="h", tz="Europe/Paris")
+    text = rows(*(f"{hour.isoformat()},{n}" for n, hour in enumerate(hours)))
+    local = Policies(offsets="local")
+    assert "stamp 2024-10-27 02:00:00 stands there twice" in refused(tmp_path, text, policies=local)
+    mixed = text + "a,2024-10-27T06:00:00,1\n"
+    assert "no offset from UTC, unlike" in refused(tmp_path, mixed, policies=local)
+
+
+def test_irregular_stamps_move_to_the_nearest_of_the_grid(tmp_path: Path) -> None:
+    exact = pd.date_range("1969-12-31 20:00", periods=40, freq="15min")
+    jitter = np.random.default_rng(0).integers(-449, 450, 40)
+    stamps = exact + pd.to_timedelta(jitter, unit="s")
+    text = rows(*(f"{stamp},{n}" for n, stamp in enumerate(stamps)))
+    assert "is off the grid of 15m" in refused(tmp_path, text, frequency="15m")
+    nearest = Policies(irregular="nearest")
+    heard = Repairs()
+    (one,) = read(tmp_path, text, frequency="15m", policies=nearest, repairs=heard)
+    assert one.stamps.tolist() == stamps.round("15min").to_pydatetime().tolist()
+    assert one.stamps.tolist() == exact.to_pydatetime().tolist()
+    assert one.values[:, 0].tolist() == list(range(40))
+    assert heard.found["irregular"].count == np.count_nonzero(jitter)
+    twice = text + f"a,{exact[-1] + pd.Timedelta(seconds=449)},1\n"
+    message = refused(tmp_path, twice, frequency="15m", policies=nearest)
+    assert "row 41: 'a': stamp 1970-01-01 05:45:00 stands there twice" in message
+    for frequency in (None, "1mo", "7d", "7h"):
+        with pytest.raises(UsageError, match=r"data\.frequency, a step that divides a day"):
+            read(tmp_path, text, frequency=frequency, policies=nearest)
 
 
 def test_missing_values(tmp_path: Path) -> None:

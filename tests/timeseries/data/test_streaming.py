@@ -102,7 +102,7 @@ def same(whole: list[Series], streamed: list[Series]) -> None:
             other.frequency,
             other.static,
         )
-        for key in ("stamps", "values", "known", "observed"):
+        for key in ("stamps", "values", "known", "observed", "later"):
             expected, found = getattr(one, key), getattr(other, key)
             assert expected.dtype == found.dtype
             if expected.size or key in ("stamps", "values"):
@@ -147,6 +147,18 @@ GOOD: dict[str, tuple[pl.DataFrame, dict[str, Any]]] = {
     "closed gaps": (
         table().sample(fraction=0.8, seed=1),
         {"policies": Policies("sort", gaps="close"), "frequency": "1h", "covariates": COVARIATES},
+    ),
+    "local clock": (
+        text_stamps(table()).with_columns(pl.col("ds") + "+02:00"),
+        {"policies": Policies(offsets="local")},
+    ),
+    "zone": (
+        table().with_columns(pl.col("ds").dt.replace_time_zone("Europe/Paris")),
+        {"policies": Policies(offsets="local")},
+    ),
+    "irregular": (
+        table().with_columns(pl.col("ds").dt.offset_by("7s")),
+        {"policies": Policies(irregular="nearest"), "frequency": "1h"},
     ),
     "empty cells": (cell(9, "y", None)(table()), {"policies": FILL}),
 }
@@ -280,7 +292,7 @@ def test_a_file_is_read_again_only_if_it_changed(tmp_path: Path) -> None:
     assert module(path).state_dict() == first.state_dict()
     assert next((tmp_path / "cache").glob("*")).stat().st_ino == made
     assert {file.name for file in folder.iterdir()} == {
-        *("index.json", "stamps", "targets", "known", "observed")
+        *("index.json", "stamps", "later", "targets", "known", "observed")
     }
     table().with_columns(pl.col("y") + 1).write_parquet(path)
     os.utime(path, ns=(0, 1))

@@ -13,7 +13,7 @@ from core.jobs.predictor import Predictor
 from core.jobs.shards import Manifest, merge, open_folder, write_shard
 from timeseries.data.forecasts import ForecastWindows
 from timeseries.data.protocol import Protocol
-from timeseries.tasks import Forecasting
+from timeseries.tasks import Forecasting, fans
 from timeseries.tasks.fans import predicted, spread
 from timeseries.tasks.figures import forecasts_figure
 
@@ -108,3 +108,20 @@ def test_spread_is_even_and_bounded() -> None:
     assert spread(3) == [0, 1, 2]
     assert spread(1001) == [0, 333, 666, 1000]
     assert spread(10**12)[-1] == 10**12 - 1
+
+
+def test_a_test_window_before_1970_has_dates(tmp_path: Path) -> None:
+    earlier = pl.col("ds").dt.offset_by("-120y")
+    table("p").with_columns(earlier).write_parquet(tmp_path / "x.parquet")
+    data = ForecastWindows(
+        path=str(tmp_path / "x.parquet"), targets=["a", "b"], protocol=Protocol(LOOKBACK, HORIZON)
+    )
+    data.setup("fit")
+    windows = data.windows("test")
+    batch = windows.__getitems__([0])
+    ends = torch.zeros(2, 1, HORIZON, 2)
+    shown = fans.tested(batch, batch["future"], (ends, ends), 1, windows)
+    first = np.datetime64("1904-01-01", "us") + 48 * np.timedelta64(1, "h")
+    around = first + np.arange(-LOOKBACK, HORIZON) * np.timedelta64(1, "h")
+    np.testing.assert_array_equal(shown.stamps, around)
+    assert shown.stamps.dtype == around.dtype
