@@ -88,7 +88,8 @@ class ProbabilisticForecasting(ForecastTask):
         self.quantile_errors.reset()
 
     def errors_by_step(self) -> dict[str, Tensor]:
-        return super().errors_by_step() | self.quantile_errors.compute()
+        found = self.quantile_errors.compute()
+        return super().errors_by_step() | {k: v.view(self.horizon) for k, v in found.items()}
 
 
 def _checked(model: nn.Module, distribution: nn.Module) -> tuple[Any, int]:
