@@ -23,7 +23,10 @@ DATA = [AnomalyWindows, EventSequences, ForecastWindows, ImputationWindows]
 def test_half_precision_throughout_is_refused(kind: type[RecordDataModule], precision: str) -> None:
     data = kind(path="none.csv")
     trainer = L.Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, plugins=HalfPrecision(precision)
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        plugins=HalfPrecision(precision),
     )
     data.trainer = trainer
     said = f"trainer.precision {precision} .* give {precision.replace('true', 'mixed')}"
