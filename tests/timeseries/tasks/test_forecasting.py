@@ -90,6 +90,19 @@ def test_intervals_cover_new_windows_as_often_as_they_say() -> None:
     assert found["test/coverage_90"] == pytest.approx(0.9, abs=0.02)
 
 
+@pytest.mark.parametrize(("share", "least"), [(0.8, 4), (0.95, 19)])
+def test_too_few_windows_for_an_interval_are_said(share: float, least: int) -> None:
+    """The largest of n errors is exceeded by the next one with probability 1 / (n + 1)."""
+    assert 1 / (least + 1) == pytest.approx(1 - share)
+    trainer().validate(task(intervals=[share]), DataLoader(Noise(least, 0), least), verbose=False)
+    few = Noise(least - 1, 0)
+    forecasting = task(intervals=[share])
+    said = f"has {least - 1} windows, and an interval of {share} needs {least}"
+    with pytest.warns(UserWarning, match=said):
+        trainer().validate(forecasting, DataLoader(few, least), verbose=False)
+    assert torch.equal(forecasting.widths[0], few.future.abs().amax(0))
+
+
 def test_without_validation_there_are_no_widths() -> None:
     forecasting = task()
     [found] = trainer().test(forecasting, DataLoader(Noise(8, 0), 8), verbose=False)
