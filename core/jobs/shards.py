@@ -104,7 +104,7 @@ def load_predictions(folder: str | Path) -> pl.LazyFrame:
         raise UsageError(f"{folder}: no finished predictions here; run the job to its end first")
     manifest = read_manifest(folder)
     files = [shard_path(folder, shard) for shard in range(manifest.shards)]
-    return pl.scan_parquet(files, hive_partitioning=False)
+    return pl.scan_parquet(files, hive_partitioning=False, glob=False)
 
 
 def unpredicted(folder: str | Path) -> str | None:

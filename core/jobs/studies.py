@@ -122,7 +122,7 @@ def logged_table(run_id: str, path: str) -> pl.DataFrame | None:
     client = MlflowClient(tracking.tracking_uri(tracking.TrackingConfig()))
     with tempfile.TemporaryDirectory() as folder:
         try:
-            return pl.read_csv(client.download_artifacts(run_id, path, folder))
+            return pl.read_csv(client.download_artifacts(run_id, path, folder), glob=False)
         except (MlflowException, OSError, pl.exceptions.PolarsError):
             return None
 
@@ -137,7 +137,7 @@ def _read(table: Path, trials: Sequence[Trial]) -> pl.DataFrame | None:
     if not table.exists():
         return None
     try:
-        done = pl.read_csv(table, schema_overrides={"settings": pl.String})
+        done = pl.read_csv(table, schema_overrides={"settings": pl.String}, glob=False)
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{table}: cannot be read; remove it or name another --out") from error
     if not set(trials[0].labels) <= set(done.columns):

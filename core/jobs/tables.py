@@ -36,10 +36,12 @@ def read_table(path: Path, columns: Iterable[str], rows: int | None = None) -> p
     kind = path.name.removesuffix(".gz").rsplit(".", 1)[-1].lower()
     try:
         if kind == "parquet":
-            table = pl.read_parquet(path, n_rows=rows)
+            table = pl.read_parquet(path, n_rows=rows, glob=False)
         elif kind in ("csv", "tsv", "txt"):
             separator = "," if kind == "csv" else "\t"
-            table = pl.read_csv(path, separator=separator, infer_schema=False, n_rows=rows)
+            table = pl.read_csv(
+                path, separator=separator, infer_schema=False, n_rows=rows, glob=False
+            )
         else:
             raise UsageError(f"{path}: give a .csv, .tsv or .parquet table")
     except (pl.exceptions.PolarsError, OSError) as error:

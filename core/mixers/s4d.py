@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.arguments import check_choice, check_integers, check_positive
-from core.mixers.base import CAUSAL_SELF, NONCAUSAL_SELF, Mixer
+from core.mixers.base import CAUSAL_SELF, NONCAUSAL_SELF, Mixer, at_least_float32
 from core.mixers.documents import by_document
 from core.ops.fft_conv import fft_conv
 from core.sequences import Sequences
@@ -88,9 +88,11 @@ class S4D(Mixer):
 
     def _discrete(self) -> tuple[Tensor, Tensor]:
         """log(Abar) and C Bbar: (dim, state) and (directions, dim, state), complex; B is 1."""
-        dt = self.log_dt.exp()[:, None]
-        A = torch.complex(-self.log_A_real.exp(), self.A_imag)
-        C = torch.view_as_complex(self.C)
+        # complex numbers of half precision hardly exist
+        dt = at_least_float32(self.log_dt).exp()[:, None]
+        real, imaginary = at_least_float32(self.log_A_real), at_least_float32(self.A_imag)
+        A = torch.complex(-real.exp(), imaginary)
+        C = torch.view_as_complex(at_least_float32(self.C))
         if self.discretisation == "zoh":
             log_A = A * dt
             return log_A, C * (torch.expm1(log_A) / A)

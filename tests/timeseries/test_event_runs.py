@@ -115,6 +115,18 @@ def test_steps_of_a_run_equal_its_forward(chorales: Path) -> None:
                 torch.testing.assert_close(stepped, logits, rtol=1e-4, atol=1e-5)
 
 
+def test_the_first_event_is_at_time_0() -> None:
+    """No gap leads to it, and the model never learned one."""
+    torch.manual_seed(0)
+    blocks = {"attention": lambda dim: RelativeAttention(dim, heads=2, max_distance=4)}
+    model = EventModel(Backbone(8, blocks, "attention"), types=3).eval()
+    with torch.no_grad():
+        model.gap_head[-1].bias[0] = -50  # no gap of 0
+    times, _ = draw(model, 20, 4, generator=torch.Generator().manual_seed(0))
+    assert (times[:, 0] == 0).all()
+    assert (times.diff(dim=1) > 0).all()
+
+
 # A table
 
 

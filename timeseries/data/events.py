@@ -22,6 +22,7 @@ from core.jobs.tables import read_table
 from core.objectives import IGNORE
 from core.sequences import Sequences
 from timeseries.data.columns import numbers_of, refuse, stamps_of
+from timeseries.data.precision import check_precision
 
 SPLITS = ("train", "val", "test")
 _HOUR = 3_600_000_000  # microseconds
@@ -247,6 +248,7 @@ class EventSequences(RecordDataModule):
             self.setup(stage)
 
     def setup(self, stage: str) -> None:
+        check_precision(self.trainer)
         if self.types is None:
             self.types = self._all_types()
         elif stage != "predict" or self.predict_path is None:

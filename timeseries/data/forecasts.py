@@ -20,6 +20,7 @@ from core.jobs.shards import load_predictions
 from timeseries.data import calendar
 from timeseries.data.covariates import Covariates, static_columns
 from timeseries.data.layout import AUTO, Roles, has_offset, layout
+from timeseries.data.precision import check_precision
 from timeseries.data.protocol import (
     Protocol,
     check_length,
@@ -173,6 +174,7 @@ class ForecastWindows(RecordDataModule):
             self._check_room(series, split, path)
 
     def setup(self, stage: str) -> None:
+        check_precision(self.trainer)
         if self.trainer is not None:
             self._check_reads_time(self.trainer.lightning_module)
         elsewhere = stage == "predict" and self.predict_path is not None

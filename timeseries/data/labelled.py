@@ -302,12 +302,13 @@ def fit_classes(path: Path, names: tuple[str, ...], train: list[LabelledSeries])
             f"{path}: all training series have the class {classes.pop()!r}; give at least two"
         )
     steps = np.concatenate([one.values for one in train])
-    std = steps.std(0)
+    constant = steps.max(0) == steps.min(0)  # rounding gives a constant channel a deviation too
     try:
         ordered = sorted(classes, key=float)
     except ValueError:
         ordered = sorted(classes)
-    return FittedClasses(names, tuple(ordered), steps.mean(0), np.where(std > 0, std, 1.0))
+    std = np.where(constant, 1.0, steps.std(0))
+    return FittedClasses(names, tuple(ordered), steps.mean(0), std)
 
 
 def pad_values(rows: Sequence[NDArray[np.float32]]) -> tuple[Tensor, Sequences | None]:

@@ -23,6 +23,7 @@ from timeseries.data import calendar
 from timeseries.data.covariates import Covariates
 from timeseries.data.layout import Roles, layout
 from timeseries.data.masks import Masks
+from timeseries.data.precision import check_precision
 from timeseries.data.protocol import Tile, Tiling, warn_of_borders_apart
 from timeseries.data.repairs import Repairs
 from timeseries.data.series import Policies, Series, read_series
@@ -170,6 +171,7 @@ class TiledSeries(RecordDataModule):
             self._some_records("test" if stage == "test" else "val")
 
     def setup(self, stage: str) -> None:
+        check_precision(self.trainer)
         elsewhere = stage == "predict" and self.predict_path is not None
         if elsewhere and (self.fitted is not None or self.path is None):
             return

@@ -358,13 +358,13 @@ class PatchTSMixerPretraining(nn.Module):
         hidden = self.encoder(cut.masked_fill(mask[..., None], 0))
         return Reconstruction(self.head(self.head_dropout(hidden)), cut, mask)
 
-    def draw_mask(self, cut: Tensor) -> Tensor:
+    def draw_mask(self, cut: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A random mask for patches (batch, channels, patches, patch_length)."""
         batch, channels, count, _ = cut.shape
         # The small number is for ratios such as 0.7 that float64 holds a little too large.
         masked = min(count - 1, math.ceil(count * self.mask_ratio - 1e-9))
         rows = 1 if self.mask_channels_together else channels
-        order = torch.rand(batch, rows, count, device=cut.device).argsort(-1)
+        order = torch.rand(batch, rows, count, generator=generator, device=cut.device).argsort(-1)
         return (order.argsort(-1) >= count - masked).expand(-1, channels, -1)
 
 

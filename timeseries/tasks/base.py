@@ -158,10 +158,13 @@ class ForecastTask(L.LightningModule):
     def errors_by_step(self) -> dict[str, Tensor]:
         """kind -> (horizon,), means over windows and channels: the model's, seasonal naive's, and
         coverage where intervals are known."""
-        found = {kind: v.mean(1) for kind, v in self.test_errors.compute().items()}
-        found |= {_naive(kind): v.mean(1) for kind, v in self.naive_errors.compute().items()}
+        # torchmetrics takes the axes off what has one element
+        shape = self.horizon, -1
+        found = {k: v.view(shape).mean(1) for k, v in self.test_errors.compute().items()}
+        naive = self.naive_errors.compute()
+        found |= {_naive(kind): v.view(shape).mean(1) for kind, v in naive.items()}
         if self.coverage.values.any():
-            inside = self.coverage.compute().double()
+            inside = self.coverage.compute().double().view(-1, self.horizon)
             found |= dict(zip(self._coverage_names(), inside, strict=True))
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning as L
@@ -98,7 +99,8 @@ class EventModelling(L.LightningModule):
             total = torch.tensor([sums[n] for n in names], dtype=torch.float64, device=self.device)
             total = self.trainer.strategy.reduce(total, reduce_op="sum")
             sums = dict(zip(names, total.tolist(), strict=True))
-        events, timed = max(sums["events"], 1), max(sums["timed"], 1)
+        # of sequences of one event each there is no gap to be right about
+        events, timed = max(sums["events"], 1), sums["timed"] or math.nan
         for name in ("model", "unigram", "markov"):
             if f"type_{name}" in sums:
                 after = "" if name == "model" else f"_{name}"

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from core.jobs.errors import UsageError
 from core.jobs.optim import Optimisation
+from timeseries.data.repairs import say_once
 from timeseries.tasks.base import ForecastTask, Outcome
 from timeseries.tasks.pretraining import load_encoder
 
@@ -31,7 +32,8 @@ class Forecasting(ForecastTask):
     ``horizon``, ``channels`` and ``season`` come from the data where they are 0. ``intervals`` are
     coverages of prediction intervals by split conformal prediction (Lei et al. 2018): the forecast
     plus and minus the quantile of absolute errors on the validation span, by step and channel. They
-    hold if the future is like the validation span, which is also what chose the checkpoint.
+    hold if the future is like the validation span, which is also what chose the checkpoint, and if
+    that span has windows enough (19 for 0.95): with fewer, the largest error and a warning.
 
     ``loss`` null is the model's own if it has one (``training_loss``), else the squared error.
     ``pretrained`` names a run of ``MaskedPretraining`` whose encoder ``fit`` starts from.
@@ -98,5 +100,10 @@ class Forecasting(ForecastTask):
         n = len(residuals)
         ordered = residuals.sort(0).values
         for i, share in enumerate(self.levels):
-            rank = min(n, int(np.ceil((n + 1) * share)))  # of split conformal prediction
-            self.widths[i] = ordered[rank - 1]
+            rank = int(np.ceil((n + 1) * share - 1e-9))  # of split conformal prediction
+            if rank > n:
+                say_once(
+                    f"the validation span has {n} windows, and an interval of {share:g} needs "
+                    f"{int(np.ceil(share / (1 - share) - 1e-9))}: it will hold less often"
+                )
+            self.widths[i] = ordered[min(rank, n) - 1]

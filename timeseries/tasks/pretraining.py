@@ -43,10 +43,10 @@ class MaskedPretraining(L.LightningModule):
         return loss
 
     def _evaluate(self, split: str, batch: dict[str, Any], batch_idx: int) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_SEED + batch_idx)
-            cut = self.model.encoder.cut(batch["past"])
-            mask = self.model.draw_mask(cut.cpu()).to(cut.device)
+        # a generator of its own: torch.manual_seed would set those of GPUs back as well
+        generator = torch.Generator().manual_seed(_SEED + batch_idx)
+        cut = self.model.encoder.cut(batch["past"])
+        mask = self.model.draw_mask(cut.cpu(), generator).to(cut.device)
         result = self.model(batch["past"], mask)
         loss = masked_loss(result)
         self.log(f"{split}/loss", loss, prog_bar=True, batch_size=len(batch["past"]))

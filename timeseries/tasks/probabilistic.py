@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from core.jobs.errors import UsageError
@@ -15,9 +16,10 @@ from timeseries.tasks.errors import QuantileErrors
 class ProbabilisticForecasting(ForecastTask):
     """Forecasts of quantiles, direct or of a distribution.
 
-    ``distribution`` is one of pytorch_forecasting.metrics: ``QuantileLoss``, or a distribution's
-    negative log-likelihood (``NormalDistributionLoss``, ...), with arguments as there; its
-    ``quantiles`` rise and hold 0.5. ``model`` gives ``outputs`` numbers for each value: as many as
+    ``distribution`` is one of pytorch_forecasting.metrics: ``QuantileLoss``, or the loss of a
+    distribution of standardised values, each by itself (``NormalDistributionLoss``,
+    ``ImplicitQuantileNetworkDistributionLoss``), with arguments as there; its ``quantiles`` rise
+    and hold 0.5. ``model`` gives ``outputs`` numbers for each value: as many as
     there are quantiles, or as the distribution has parameters. Quantiles that cross are put in
     order (Chernozhukov et al. 2010). The point forecast is the median.
 
@@ -49,13 +51,7 @@ class ProbabilisticForecasting(ForecastTask):
     def parameters_of(self, batch: dict[str, Any]) -> Tensor:
         """What the loss takes: (batch * channels, horizon, numbers), one channel a row."""
         y = self.raw(batch).transpose(1, 2).flatten(0, 1)
-        if not self.parametric:
-            return y
-        from pytorch_forecasting.data.encoders import TorchNormalizer
-
-        unscaled = y.new_tensor([0.0, 1.0]).expand(len(y), 2)
-        same = TorchNormalizer(method="identity")
-        return self.distribution.rescale_parameters(y, target_scale=unscaled, encoder=same)
+        return _in_place(self.distribution, y) if self.parametric else y
 
     def outcome(self, batch: dict[str, Any]) -> Outcome:
         ordered = self.distribution.to_quantiles(self.parameters_of(batch)).sort(-1).values
@@ -88,12 +84,27 @@ class ProbabilisticForecasting(ForecastTask):
         self.quantile_errors.reset()
 
     def errors_by_step(self) -> dict[str, Tensor]:
-        return super().errors_by_step() | self.quantile_errors.compute()
+        found = self.quantile_errors.compute()
+        return super().errors_by_step() | {k: v.view(self.horizon) for k, v in found.items()}
+
+
+def _in_place(distribution: Any, y: Tensor) -> Tensor:
+    """What the loss takes of a model's numbers (rows, horizon, numbers) for values that stay on
+    their scale. Raises AssertionError if it wants them on another one."""
+    from pytorch_forecasting.data.encoders import TorchNormalizer
+
+    unscaled = y.new_tensor([0.0, 1.0]).expand(len(y), 2)
+    same = TorchNormalizer(method="identity")
+    return distribution.rescale_parameters(y, target_scale=unscaled, encoder=same)
 
 
 def _checked(model: nn.Module, distribution: nn.Module) -> tuple[Any, int]:
     """The loss and how many parameters its distribution has; 0 if it gives quantiles directly."""
-    from pytorch_forecasting.metrics import DistributionLoss, QuantileLoss
+    from pytorch_forecasting.metrics import (
+        DistributionLoss,
+        MultivariateDistributionLoss,
+        QuantileLoss,
+    )
 
     name = type(distribution).__name__
     if not isinstance(distribution, DistributionLoss | QuantileLoss):
@@ -106,6 +117,14 @@ def _checked(model: nn.Module, distribution: nn.Module) -> tuple[Any, int]:
     if 0.5 not in quantiles or quantiles != sorted(set(quantiles)):
         raise UsageError(f"the quantiles of {name} are {quantiles}; they must rise and hold 0.5")
     parameters = len(loss.distribution_arguments) if isinstance(loss, DistributionLoss) else 0
+    other = "give NormalDistributionLoss or QuantileLoss"
+    if isinstance(loss, MultivariateDistributionLoss):
+        raise UsageError(f"a forecast by {name} depends on the other windows of a batch; {other}")
+    if parameters:
+        try:
+            _in_place(loss, torch.zeros(1, 1, parameters))
+        except AssertionError as error:
+            raise UsageError(f"{name} is not for standardised values; {other}") from error
     if parameters and getattr(model, "normalise", False):
         raise UsageError(
             f"the parameters of {name} cannot be brought back from a normalised window; set "

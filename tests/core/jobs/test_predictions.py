@@ -61,6 +61,15 @@ def test_each_record_gets_its_row(tmp_path: Path, records: int) -> None:
     assert json.loads((job.out / "_SUCCESS").read_text()) == {"records": records, "rows": records}
 
 
+def test_a_folder_named_like_a_pattern(tmp_path: Path) -> None:
+    """``run[1]`` would match ``run1``."""
+    folder = tmp_path / "run[1]"
+    folder.mkdir()
+    job = Job(folder, 11)
+    job()
+    assert_frame_equal(load_predictions(job.out).collect(), expected(11))
+
+
 def test_data_workers_change_nothing(tmp_path: Path) -> None:
     job = Job(tmp_path, 53, num_workers=2, skip=(3, *range(20, 30)))
     job()

@@ -11,7 +11,7 @@ import torch
 
 from core.jobs.data import SkipRecord
 from core.jobs.errors import DataError, UsageError
-from timeseries.data.labelled import LabelledSeriesData, with_validation
+from timeseries.data.labelled import LabelledSeriesData, fit_classes, with_validation
 from timeseries.data.labelled_tables import LabelledSeries
 
 LENGTHS = {"p": 3, "q": 5, "r": 4, "s": 2, "t": 6}
@@ -78,6 +78,13 @@ def test_scale_is_that_of_the_training_steps(tmp_path: Path) -> None:
     again.load_state_dict(found.state_dict())
     np.testing.assert_array_equal(again.standardised(np.eye(2)), found.standardised(np.eye(2)))
     assert again.classes == found.classes
+
+
+def test_a_constant_channel_keeps_its_unit() -> None:
+    """The standard deviation of a thousand times 0.1 is 1e-17 in float64."""
+    assert np.full(1000, 0.1).std() > 0
+    train = [LabelledSeries(kind, np.full((500, 1), 0.1), kind, "train") for kind in "ab"]
+    assert fit_classes(Path("x.csv"), ("x",), train).std.tolist() == [1.0]
 
 
 def test_classes_that_are_numbers_are_in_their_order(tmp_path: Path) -> None:

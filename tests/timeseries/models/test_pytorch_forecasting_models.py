@@ -349,7 +349,7 @@ class Batches(torch.utils.data.Dataset):
 def test_a_checkpoint_holds_weights_alone(kind: type[Forecaster], tmp_path: Path) -> None:
     model = build(kind)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    task = Forecasting(model, horizon=HORIZON, channels=CHANNELS, season=1)
+    task = Forecasting(model, horizon=HORIZON, channels=CHANNELS, season=1, intervals=[])
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=1,

@@ -216,6 +216,18 @@ def _plain(values: Any) -> list[Any]:
     return values.tolist() if isinstance(values, torch.Tensor) else list(values)
 
 
+def test_without_gaps_their_likelihood_is_unknown(tmp_path: Path) -> None:
+    """0 nats would be certainty."""
+    rows = [(f"s{i}", 0.0, "xy"[i % 2]) for i in range(20)]
+    table = pl.DataFrame(rows, schema=["sequence", "time", "type"], orient="row")
+    table.write_csv(tmp_path / "x.csv")
+    data = EventSequences(str(tmp_path / "x.csv"))
+    task = EventModelling(EventModel(Backbone(8, {"mlp": MLP}, "mlp"), types=2))
+    (found,) = trainer().test(task, datamodule=data, verbose=False)
+    assert np.isnan([found["test/nll_time"], found["test/nll_time_markov"]]).all()
+    assert found["test/loss"] == pytest.approx(found["test/nll_type"])
+
+
 def test_training_beats_the_frequencies(tmp_path: Path) -> None:
     data = EventSequences(str(table(tmp_path / "x.csv", None)))
     task = build(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import lightning as L
@@ -12,7 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from core.jobs.errors import UsageError
-from timeseries.tasks import Forecasting
+from timeseries.tasks import Forecasting, ProbabilisticForecasting
+
+with warnings.catch_warnings():  # of its own imports
+    warnings.simplefilter("ignore")
+    from pytorch_forecasting.metrics import QuantileLoss
 
 LOOKBACK, HORIZON, CHANNELS = 4, 3, 2
 
@@ -85,6 +90,19 @@ def test_intervals_cover_new_windows_as_often_as_they_say() -> None:
     assert found["test/coverage_90"] == pytest.approx(0.9, abs=0.02)
 
 
+@pytest.mark.parametrize(("share", "least"), [(0.8, 4), (0.95, 19)])
+def test_too_few_windows_for_an_interval_are_said(share: float, least: int) -> None:
+    """The largest of n errors is exceeded by the next one with probability 1 / (n + 1)."""
+    assert 1 / (least + 1) == pytest.approx(1 - share)
+    trainer().validate(task(intervals=[share]), DataLoader(Noise(least, 0), least), verbose=False)
+    few = Noise(least - 1, 0)
+    forecasting = task(intervals=[share])
+    said = f"has {least - 1} windows, and an interval of {share} needs {least}"
+    with pytest.warns(UserWarning, match=said):
+        trainer().validate(forecasting, DataLoader(few, least), verbose=False)
+    assert torch.equal(forecasting.widths[0], few.future.abs().amax(0))
+
+
 def test_without_validation_there_are_no_widths() -> None:
     forecasting = task()
     [found] = trainer().test(forecasting, DataLoader(Noise(8, 0), 8), verbose=False)
@@ -119,3 +137,47 @@ def test_another_horizon_than_trained_is_refused() -> None:
 def test_a_share_outside_0_and_1_is_refused() -> None:
     with pytest.raises(UsageError, match="intervals are"):
         task(intervals=[80.0])
+
+
+class Last(nn.Module):
+    """The last value again, for one step ahead; ``outputs`` times if there are several."""
+
+    def __init__(self, outputs: int = 1) -> None:
+        super().__init__()
+        self.outputs = outputs
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, past: Tensor, past_time: Tensor, future_time: Tensor) -> Tensor:
+        last = self.weight * past[:, -1:]
+        return last if self.outputs == 1 else last[..., None].expand(-1, -1, -1, self.outputs)
+
+
+def test_one_channel_and_one_step_ahead() -> None:
+    """torchmetrics hands out whatever has one element without its axes."""
+    steps = [
+        {
+            "past": torch.full((LOOKBACK, 1), 1.0),
+            "future": torch.full((1, 1), 1.0 + error),
+            "past_time": torch.zeros(LOOKBACK, 0),
+            "future_time": torch.zeros(1, 0),
+            "mean": torch.zeros(1),
+            "std": torch.full((1,), 10.0),
+            "seasonal_error": torch.ones(1),
+            "stamps": torch.arange(LOOKBACK + 1),
+        }
+        for error in (-2.0, 0.0, 1.0, 3.0)
+    ]
+    data: Any = DataLoader(steps, 3)  # type: ignore[arg-type]
+    point = Forecasting(Last(), horizon=1, channels=1, season=1, intervals=[0.5])
+    trainer().validate(point, data, verbose=False)
+    [found] = trainer().test(point, data, verbose=False)
+    assert found["test/mse"] == pytest.approx(14 / 4)
+    assert found["test/mae_original"] == pytest.approx(60 / 4)
+    assert found["test/coverage_50"] == 0.75  # rank 3 of 4: 2
+    loss = QuantileLoss(quantiles=[0.1, 0.5, 0.9])
+    quantiles = ProbabilisticForecasting(Last(3), loss, horizon=1, channels=1, season=1)
+    [found] = trainer().test(quantiles, data, verbose=False)
+    assert found["test/mse"] == pytest.approx(14 / 4)
+    # two thirds of the quantiles' losses are 0.1 and 0.9 of the error, a third its half
+    assert found["test/crps"] == pytest.approx(2 * (6 / 4) * (0.1 + 0.5 + 0.9) / 3)
+    assert found["test/coverage_80"] == 0.25

@@ -16,7 +16,16 @@ from timeseries.tasks import ProbabilisticForecasting
 
 with warnings.catch_warnings():  # of its own imports
     warnings.simplefilter("ignore")
-    from pytorch_forecasting.metrics import MAE, NormalDistributionLoss, QuantileLoss
+    from pytorch_forecasting.metrics import (
+        MAE,
+        BetaDistributionLoss,
+        ImplicitQuantileNetworkDistributionLoss,
+        LogNormalDistributionLoss,
+        MultivariateNormalDistributionLoss,
+        NegativeBinomialDistributionLoss,
+        NormalDistributionLoss,
+        QuantileLoss,
+    )
 
 BATCH, HORIZON, CHANNELS = 3, 4, 2
 
@@ -110,6 +119,10 @@ def test_a_model_learns_quantiles_of_its_noise() -> None:
         (2, QuantileLoss(quantiles=[0.1, 0.9]), "must rise and hold 0.5"),
         (2, QuantileLoss(quantiles=[0.1, 0.5, 0.9]), "needs 3 outputs and Constant gives 2"),
         (3, NormalDistributionLoss(), "needs 2 outputs and Constant gives 3"),
+        (2, LogNormalDistributionLoss(), "LogNormal.* is not for standardised values"),
+        (2, NegativeBinomialDistributionLoss(), "NegativeBinomial.* is not for standardised"),
+        (2, BetaDistributionLoss(), "Beta.* is not for standardised values"),
+        (12, MultivariateNormalDistributionLoss(), "depends on the other windows of a batch"),
     ],
 )
 def test_what_does_not_fit_together(outputs: int, loss: nn.Module, said: str) -> None:
@@ -122,3 +135,20 @@ def test_a_normalised_window_has_no_parameters() -> None:
     model.normalise = True  # type: ignore[assignment]
     with pytest.raises(UsageError, match="set normalise of the model to false"):
         task(model, NormalDistributionLoss())
+
+
+def test_an_implicit_network_learns_quantiles_of_its_noise() -> None:
+    torch.manual_seed(0)
+    loss = ImplicitQuantileNetworkDistributionLoss(quantiles=[0.1, 0.5, 0.9], input_size=4)
+    model = DLinear(lookback=4, horizon=2, outputs=4)
+    forecasting = ProbabilisticForecasting(model, loss, horizon=2, channels=1, season=1)
+    optimizer = torch.optim.Adam(forecasting.parameters(), lr=0.02)
+    given = {"past": torch.zeros(2_000, 4, 1), "past_time": torch.zeros(2_000, 4, 0)}
+    given |= {"future_time": torch.zeros(2_000, 2, 0), "future": torch.randn(2_000, 2, 1)}
+    for _ in range(200):
+        optimizer.zero_grad()
+        forecasting._loss(given).backward()
+        optimizer.step()
+    quantiles = forecasting.outcome(given).quantiles[:, 0, :, 0]
+    expected = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor([0.1, 0.5, 0.9]))
+    assert torch.allclose(quantiles, expected[:, None].expand(3, 2), atol=0.2)
