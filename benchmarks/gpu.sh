@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs one GPU, in parts: benchmarks/gpu.sh PART OUT
-#   tests     the kernels and attention routes against float64, on this GPU
+#   tests     the kernels and attention routes against float64, on this GPU, with nothing beside
+#             them: some need 42 GiB. Those of tests/timeseries need transformers
 #   kernels   all kernels beside importable peers: time, floor, memory, errors, figures. Begins
 #             nothing after DEADLINE seconds (540); run again with the same OUT it goes on from there
 #   conv, recurrences, prefix, extra   one part of these
@@ -21,7 +22,7 @@ case $part in
   tests)
     # a process a file: a kernel that faults takes every later test of its process along
     failed=0
-    for file in tests/core/*/test_*_gpu.py; do
+    for file in tests/*/*/test_*_gpu.py; do
       "$python" -m pytest -m gpu -p no:benchmark -q "$file" \
         --junitxml "$out/$(basename "$file" .py).xml" || failed=1
     done
