@@ -20,10 +20,10 @@ from core.jobs.files import replacing
 from core.jobs.runs import find_checkpoint
 from core.jobs.shards import load_predictions
 from core.jobs.studies import parent_run
-from timeseries.data import calendar
 from timeseries.data.forecasts import ForecastWindows
 from timeseries.data.hierarchy import ALL, BOTTOM, Hierarchy, read_hierarchy
 from timeseries.data.layout import Roles
+from timeseries.data.protocol import season_of
 from timeseries.data.series import Policies, read_series
 from timeseries.studies import Parser, data_module, print_table
 from timeseries.tasks.figures import level_figure
@@ -321,7 +321,8 @@ def _errors(hierarchy: Hierarchy, base: Forecasts, coherent: Mapping[str, NDArra
     by_name = {one.name: one for one in data.series(data.predict_path or data.path)}
     series = [by_name[name] for name in hierarchy.names]
     scales = [data.fitted.scales[name] for name in hierarchy.names]
-    protocol, season = data.protocol, calendar.season(series[0].frequency)
+    protocol = data.protocol
+    season = season_of(protocol, series[0].frequency)
     naive = [
         seasonal_naive(
             one.values,

@@ -263,6 +263,7 @@ def test_good_data_is_predicted(server: Server, folder: Path, run: str) -> None:
     [
         (["frequency", "hourly"], "frequency 'hourly': give one such as 10m"),
         (["protocol.horizon", "0"], "data.protocol.horizon is 0; it must be >= 1"),
+        (["protocol.season", "0"], "data.protocol.season is 0; give a number of steps"),
         (["protocol.train_end", "soon"], "border 'soon' is no stamp such as 2024-01-31"),
         (["protocol.train_end", "1000"], "series 'a' has 120 rows; the borders"),
         (["protocol.test_end", "1.5"], "border 1.5 is no share"),

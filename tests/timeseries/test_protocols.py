@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from forked_cli import Server
+from forked_cli import Server, metrics_of
 
 from core.jobs.errors import UsageError
 from timeseries.data.repairs import RepairWarning
@@ -129,6 +129,28 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("protocols"))
     yield server
     server.close()
+
+
+def test_business_days_have_a_week_of_five(server: Server) -> None:
+    days = pl.date_range(datetime(2020, 1, 6), datetime(2020, 12, 31), eager=True)
+    days = days.filter(days.dt.weekday() <= 5)
+    y = np.arange(len(days)) % 5 + np.random.default_rng(0).normal(0, 0.1, len(days))
+    pl.DataFrame({"ds": days, "y": y}).write_csv(server.folder / "days.csv")
+    protocol = {"lookback": 10, "horizon": 10, "scale": "none", "season": 5}
+    words = [f"--data.init_args.protocol.{key}={value}" for key, value in protocol.items()]
+    words += ["--data.init_args.path=days.csv", "--data.init_args.policies.gaps=close"]
+    config = ROOT / "timeseries" / "configs" / "seasonal_naive.yaml"
+    code, output = server.run("test", "--config", str(config), *words, "--trainer.logger=false")
+    assert code == 0, output
+    train, test = int(len(y) * 0.7), int(len(y) * 0.8)
+    origins = range(test, len(y) - 9)
+    off = [y[at : at + 10] - np.tile(y[at - 5 : at], 2) for at in origins]
+    unit = np.abs(y[5:train] - y[: train - 5]).mean()
+    found = metrics_of(output)
+    for name in ("", "_seasonal_naive"):
+        assert float(found[f"test/mse{name}"]) == pytest.approx(np.square(off).mean(), rel=1e-3)
+        mase = np.abs(off).mean() / unit
+        assert float(found[f"test/mase{name}"]) == pytest.approx(mase, rel=1e-3)
 
 
 @pytest.mark.parametrize(("config", "more"), [("dlinear", []), ("informer", ["label_length=18"])])

@@ -25,6 +25,7 @@ from timeseries.data.protocol import (
     Protocol,
     check_length,
     check_training,
+    season_of,
     warn_of_borders_apart,
 )
 from timeseries.data.repairs import Repairs, say_once
@@ -154,7 +155,7 @@ class ForecastWindows(RecordDataModule):
             "horizon": self.protocol.horizon,
             "channels": len(one.channels),
             "time_features": len(calendar.names(one.frequency)) + covariates,
-            "season": calendar.season(one.frequency),
+            "season": season_of(self.protocol, one.frequency),
         }
 
     def check_input(self, stage: str, task: LightningModule) -> None:

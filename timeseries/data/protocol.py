@@ -40,6 +40,9 @@ class Protocol:
             for models that fit each window anew. One that divides a season sees but a part of it.
         scale: ``standard`` subtracts each channel's mean over its training span and divides by its
             standard deviation there.
+        season: steps after which the series are alike, for seasonal naive, MASE and the models that
+            know of one; null takes a day of what is finer, a week of days, a year of what is
+            longer. 5 for business days, 168 for hours that follow the week.
     """
 
     lookback: int = 96
@@ -50,6 +53,7 @@ class Protocol:
     stride: int = 1
     test_stride: int = 1
     scale: Literal["standard", "none"] = "standard"
+    season: int | None = None
 
     def check(self) -> None:
         """Raises UsageError for sizes below 1. Not on construction, where the command line's
@@ -57,6 +61,7 @@ class Protocol:
         for name in ("lookback", "horizon", "stride", "test_stride"):
             if getattr(self, name) < 1:
                 raise UsageError(f"data.protocol.{name} is {getattr(self, name)}; it must be >= 1")
+        _check_season("protocol", self.season)
 
     def spans(self, series: Series) -> dict[str, tuple[int, int]]:
         """Rows [start, end) of train, val and test. Raises UsageError for borders out of order and
@@ -102,6 +107,7 @@ class Tiling:
         val_end: the same for validation.
         test_end: the same for the test; null is the end.
         scale: as in ``Protocol``.
+        season: as in ``Protocol``.
     """
 
     length: int = 168
@@ -111,12 +117,14 @@ class Tiling:
     val_end: Border = 0.8
     test_end: Border | None = None
     scale: Literal["standard", "none"] = "standard"
+    season: int | None = None
 
     def check(self) -> None:
         """Raises UsageError for sizes that do not go together."""
         for name in ("length", "stride"):
             if getattr(self, name) < 1:
                 raise UsageError(f"data.tiling.{name} is {getattr(self, name)}; it must be >= 1")
+        _check_season("tiling", self.season)
         if not 0 <= self.overlap < self.length:
             raise UsageError(
                 f"data.tiling.overlap is {self.overlap}; give at least 0 and less than the length "
@@ -141,6 +149,18 @@ class Tiling:
         # the middle of what two neighbours share
         borders = [(b + a + self.length) // 2 for a, b in itertools.pairwise(begins)]
         return [Tile(*of) for of in zip(begins, [start, *borders], [*borders, end], strict=True)]
+
+
+def season_of(protocol: Protocol | Tiling, frequency: str | None) -> int:
+    return calendar.season(frequency) if protocol.season is None else protocol.season
+
+
+def _check_season(section: str, season: int | None) -> None:
+    if season is not None and season < 1:
+        raise UsageError(
+            f"data.{section}.season is {season}; give a number of steps, or null for the "
+            "frequency's own"
+        )
 
 
 def _spans(series: Series, section: str, *borders: Border | None) -> dict[str, tuple[int, int]]:

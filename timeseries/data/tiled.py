@@ -24,7 +24,7 @@ from timeseries.data.covariates import Covariates
 from timeseries.data.layout import Roles, layout
 from timeseries.data.masks import Masks
 from timeseries.data.precision import check_precision
-from timeseries.data.protocol import Tile, Tiling, warn_of_borders_apart
+from timeseries.data.protocol import Tile, Tiling, season_of, warn_of_borders_apart
 from timeseries.data.repairs import Repairs
 from timeseries.data.series import Policies, Series, read_series
 from timeseries.data.streaming import stream_series, streams
@@ -155,7 +155,7 @@ class TiledSeries(RecordDataModule):
         return {
             "channels": len(one.channels),
             "time_features": len(calendar.names(one.frequency)),
-            "season": calendar.season(one.frequency),
+            "season": season_of(self.tiling, one.frequency),
         }
 
     def check_input(self, stage: str, task: LightningModule) -> None:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from core.jobs.errors import DataError, UsageError
 from timeseries.data import calendar
 from timeseries.data.covariates import Covariates, FittedCovariates, moments, static_columns
-from timeseries.data.protocol import Protocol, Tiling
+from timeseries.data.protocol import Protocol, Tiling, season_of
 from timeseries.data.series import Series
 
 
@@ -127,7 +127,7 @@ def check_horizon(model: int | None, given: int) -> None:
 
 
 def _settled(protocol: Protocol | Tiling) -> dict[str, Any]:
-    names = ("lookback", "horizon", "length", "scale")
+    names = ("lookback", "horizon", "length", "scale", "season")
     return {key: value for key, value in vars(protocol).items() if key in names}
 
 
@@ -139,7 +139,7 @@ def fit(
     series: Sequence[Series], protocol: Protocol | Tiling, columns: Covariates | None = None
 ) -> Fitted:
     """Scales from the training spans alone, those of the covariates ``columns`` as well."""
-    season = calendar.season(series[0].frequency)
+    season = season_of(protocol, series[0].frequency)
     fitted = Fitted(series[0].channels, series[0].frequency, protocol=_settled(protocol))
     if columns:
         fitted.covariates = _fit_covariates(series, protocol, columns)

@@ -228,6 +228,20 @@ def test_seasonal_error_is_the_denominator_of_mase() -> None:
     assert (first.std.tolist(), first.seasonal_error.tolist()) == ([1], [1])
 
 
+@pytest.mark.parametrize("kind", [Protocol, Tiling])
+def test_a_season_that_is_given(kind: type[Protocol | Tiling]) -> None:
+    one = series(400)
+    fitted = fit([one], kind(season=5))
+    y = one.values[:280, 0]
+    assert fitted.scales["a"].seasonal_error[0] == pytest.approx(np.abs(y[5:] - y[:-5]).mean())
+    again = Fitted.from_plain(fitted.plain())
+    again.check_protocol(kind(season=5), "data.protocol")
+    with pytest.raises(UsageError, match=r"season is 7, and the model was trained with 5"):
+        again.check_protocol(kind(season=7), "data.protocol")
+    with pytest.raises(UsageError, match=r"season is 0; give a number of steps, or null"):
+        kind(season=0).check()
+
+
 def test_scale_none_leaves_the_values() -> None:
     one = series(100)
     protocol = Protocol(8, 4, scale="none")
