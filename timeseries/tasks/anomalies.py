@@ -22,6 +22,7 @@ from timeseries.data.tiled import TiledSeries
 from timeseries.tasks.calibration import Calibration, check_count
 from timeseries.tasks.detection import baseline_errors, detection_metrics, events
 from timeseries.tasks.figures import Watched, anomalies_figure
+from timeseries.tasks.ranks import of_all_ranks
 from timeseries.tasks.reconstruction import Reconstruction
 
 _KEPT = 1 << 13  # stamps of the validation span, for the p-values
@@ -165,7 +166,7 @@ class AnomalyScores(Reconstruction):
         self._seen.append(self._errors(batch, self.expected(batch))[batch["own"]].cpu())
 
     def on_validation_epoch_end(self) -> None:
-        errors = torch.cat(self._seen)
+        errors = of_all_ranks(torch.cat(self._seen))
         self._seen.clear()
         self.log("val/mae", errors.nanmean(), prog_bar=True, sync_dist=True)
         self.log("val/mse", errors.square().nanmean(), prog_bar=True, sync_dist=True)

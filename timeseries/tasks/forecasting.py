@@ -16,6 +16,7 @@ from core.jobs.optim import Optimisation
 from timeseries.data.repairs import say_once
 from timeseries.tasks.base import ForecastTask, Outcome
 from timeseries.tasks.pretraining import load_encoder
+from timeseries.tasks.ranks import of_all_ranks
 
 _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": F.mse_loss,
@@ -93,7 +94,7 @@ class Forecasting(ForecastTask):
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
-        residuals = torch.cat(self._residuals)
+        residuals = of_all_ranks(torch.cat(self._residuals))
         self._residuals.clear()
         if self.trainer.sanity_checking or not len(residuals):
             return
