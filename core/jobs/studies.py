@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -55,15 +56,16 @@ def run_study(
     UsageError for a table of other labels or with a trial of other settings or data, and what ends
     any trial before its run begins, before the first one.
     """
-    done = _read(table, trials)
+    digests = _digests(trials)
+    done = _read(table, trials, digests)
     _check(domain, [t for t in trials if done is None or done.filter(_is(t)).is_empty()])
     table.parent.mkdir(parents=True, exist_ok=True)
     with parent_run(domain, name) as log:
-        for number, trial in enumerate(trials, start=1):
+        for number, (trial, digest) in enumerate(zip(trials, digests, strict=True), start=1):
             if done is not None and not done.filter(_is(trial)).is_empty():
                 continue
             sys.stderr.write(f"{name} {number}/{len(trials)}: {_said(trial)}\n")
-            row = pl.DataFrame([_run(domain, trial)])
+            row = pl.DataFrame([_run(domain, trial, digest)])
             done = row if done is None else pl.concat([done, row], how="diagonal_relaxed")
             with replacing(table) as part:
                 done.write_csv(part)
@@ -131,7 +133,7 @@ def _is(trial: Trial) -> pl.Expr:
     return pl.all_horizontal(pl.col(k).cast(pl.String) == str(v) for k, v in trial.labels.items())
 
 
-def _read(table: Path, trials: Sequence[Trial]) -> pl.DataFrame | None:
+def _read(table: Path, trials: Sequence[Trial], digests: Sequence[str]) -> pl.DataFrame | None:
     if not trials:
         raise UsageError("there is nothing to run")
     if not table.exists():
@@ -144,9 +146,9 @@ def _read(table: Path, trials: Sequence[Trial]) -> pl.DataFrame | None:
         raise UsageError(f"{table}: holds another study; remove it or name another --out")
     if "settings" not in done.columns:  # of a table that is older than they are
         return done
-    for trial in trials:
+    for trial, digest in zip(trials, digests, strict=True):
         found = set(done.filter(_is(trial))["settings"].drop_nulls())
-        if found and found != {_settings(trial)}:
+        if found and found != {digest}:
             raise UsageError(
                 f"{table}: holds {_said(trial)} with other settings or data; give those, remove "
                 "the table or name another --out"
@@ -159,23 +161,25 @@ def rows_of(table: pl.DataFrame, trials: Sequence[Trial]) -> pl.DataFrame:
     return table.filter(pl.any_horizontal(_is(trial) for trial in trials))
 
 
-def _settings(trial: Trial) -> str:
-    """A digest of the arguments, in which files stand for what they hold."""
-    words = [part for word in trial.arguments for part in word.split("=", 1)]
-    return hashlib.sha256("\0".join(map(_content, words)).encode()).hexdigest()[:16]
+def _digests(trials: Sequence[Trial]) -> list[str]:
+    """Of each trial's arguments, in which files stand for what they hold."""
+    digest = cache(provenance.file_digest)  # the trials of a study share their data
+
+    def content(word: Any) -> str:
+        if not isinstance(word, str) or not os.path.isfile(word):
+            return str(word)
+        if Path(word).suffix not in (".yaml", ".yml"):
+            return digest(Path(word))
+        config = yaml.safe_load(Path(word).read_text())
+        flat = provenance.flatten(config) if isinstance(config, dict) else {"": config}
+        return "\n".join(f"{key}: {content(value)}" for key, value in sorted(flat.items()))
+
+    words = ([part for word in t.arguments for part in word.split("=", 1)] for t in trials)
+    texts = ("\0".join(map(content, some)) for some in words)
+    return [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts]
 
 
-def _content(word: Any) -> str:
-    if not isinstance(word, str) or not os.path.isfile(word):
-        return str(word)
-    if Path(word).suffix not in (".yaml", ".yml"):
-        return provenance.file_digest(Path(word))
-    config = yaml.safe_load(Path(word).read_text())
-    flat = provenance.flatten(config) if isinstance(config, dict) else {"": config}
-    return "\n".join(f"{key}: {_content(value)}" for key, value in sorted(flat.items()))
-
-
-def _run(domain: str, trial: Trial) -> dict[str, str | int | float]:
+def _run(domain: str, trial: Trial, digest: str) -> dict[str, str | int | float]:
     arguments, started = list(trial.arguments), time.perf_counter()
     if trial.train:
         fit = job(domain, ["fit", *arguments])
@@ -189,7 +193,7 @@ def _run(domain: str, trial: Trial) -> dict[str, str | int | float]:
         if key.startswith("test/")
     }
     seconds = round(time.perf_counter() - started, 1)
-    run = {"settings": _settings(trial), "run_id": test.folder.run.run_id}
+    run = {"settings": digest, "run_id": test.folder.run.run_id}
     return {**trial.labels, **metrics, "seconds": seconds, **run}
 
 
