@@ -16,6 +16,7 @@ from benchmarks import marks
 HERE = Path(__file__).parent
 HORIZONS = (96, 192, 336, 720)
 SEEDS = 3  # of a complete cell
+HEAD = ["data", "model", *map(str, HORIZONS)]
 # Commonly reported at look-back 96 for the horizons above: Informer and Autoformer as FEDformer
 # (Zhou et al. 2022) has them, DLinear as TimesNet (Wu et al. 2023).
 PUBLISHED = {
@@ -46,9 +47,17 @@ def shown(cell: Cell, seeds: int, bold: bool = False) -> str:
     return text if len(cell) == seeds else f"{text} ({len(cell)})"
 
 
+def line(label: str, cells: Sequence[Cell], seeds: int = SEEDS) -> list[str]:
+    return [label, *(shown(cell, seeds) for cell in cells)]
+
+
+def titled(title: str, rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """``rows`` of one series, the first with its ``title``."""
+    return [[title if i == 0 else "", *row] for i, row in enumerate(rows)]
+
+
 def published() -> str:
     """ETTh1, ETTh2 and Exchange beside the published figures."""
-    head = ["data", "model", *map(str, HORIZONS)]
     models = {
         "autoformer": "Autoformer",
         "informer": "Informer",
@@ -60,34 +69,28 @@ def published() -> str:
     for series, title in (("etth1", "ETTh1"), ("etth2", "ETTh2"), ("exchange", "Exchange")):
         rows = []
         for model, label in models.items():
-            cells = values("published", model, series=series)
-            rows.append([label, *(shown(cell, SEEDS) for cell in cells)])
+            rows.append(line(label, values("published", model, series=series)))
             if (series, model) in PUBLISHED:
                 rows.append(["published", *(f"{x:.3f}" for x in PUBLISHED[series, model])])
             if series == "exchange" and model in ("autoformer", "informer"):
-                dated = values("exchange_dated", model)
-                rows.append([f"{label}, with dates", *(shown(cell, SEEDS) for cell in dated)])
+                rows.append(line(f"{label}, with dates", values("exchange_dated", model)))
             if model == "dlinear":
-                shipped = values(series, model)
-                rows.append(
-                    ["DLinear, `configs/dlinear.yaml`", *(shown(cell, SEEDS) for cell in shipped)]
-                )
-        naive = values("published", "seasonal_naive", series=series)
+                rows.append(line("DLinear, `configs/dlinear.yaml`", values(series, model)))
         last = "value" if series == "exchange" else "day"
-        rows.append([f"the last {last}, repeated", *(shown(cell, 1) for cell in naive)])
-        body += [[title if i == 0 else "", *row] for i, row in enumerate(rows)]
-    return marks.lines(head, body)
+        naive = values("published", "seasonal_naive", series=series)
+        rows.append(line(f"the last {last}, repeated", naive, 1))
+        body += titled(title, rows)
+    return marks.lines(HEAD, body)
 
 
 def lookback() -> str:
     """PatchTSMixer at its authors' look-back and at 96."""
     body = []
     for series, title in (("etth1", "ETTh1"), ("etth2", "ETTh2")):
-        longer = values("512", "patchtsmixer_512", series=series)
-        shorter = values("published", "patchtsmixer", series=series)
-        body.append([title, "look-back 512", *(shown(cell, SEEDS) for cell in longer)])
-        body.append(["", "look-back 96 (above)", *(shown(cell, SEEDS) for cell in shorter)])
-    return marks.lines(["data", "model", *map(str, HORIZONS)], body)
+        longer = line("look-back 512", values("512", "patchtsmixer_512", series=series))
+        shorter = line("look-back 96 (above)", values("published", "patchtsmixer", series=series))
+        body += titled(title, [longer, shorter])
+    return marks.lines(HEAD, body)
 
 
 def meters() -> str:
@@ -125,10 +128,9 @@ def meters() -> str:
         fitted_anew = {"auto_ets": "AutoETS", "auto_arima": "AutoARIMA"}
         for model, label in {**fitted_anew, "dlinear": "DLinear", "seasonal_naive": naive}.items():
             seeds = SEEDS if model == "dlinear" else 1
-            cells = values(name, model, SAMPLED)
-            rows.append([f"*{label}*", *(shown(cell, seeds) for cell in cells)])
-        body += [[title if i == 0 else "", *row] for i, row in enumerate(rows)]
-    return marks.lines(["data", "model", *map(str, HORIZONS)], body)
+            rows.append(line(f"*{label}*", values(name, model, SAMPLED), seeds))
+        body += titled(title, rows)
+    return marks.lines(HEAD, body)
 
 
 PAGE = HERE / "README.md"
