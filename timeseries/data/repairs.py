@@ -12,6 +12,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 
+OFFSETS = {"utc": ("offset", "UTC"), "local": ("offsets", "local")}  # policy -> rule, what was done
 _WHAT = {
     "offset": "stamps with an offset",
     "offsets": "stamps with an offset",

@@ -31,7 +31,7 @@ from timeseries.data.columns import (
 )
 from timeseries.data.covariates import Covariates, Value
 from timeseries.data.layout import Roles, with_targets
-from timeseries.data.repairs import Repairs
+from timeseries.data.repairs import OFFSETS, Repairs
 
 
 @dataclass
@@ -185,13 +185,12 @@ def read_series(
     step = None if frequency is None else normal(frequency)
     table = read_table(path, roles.named)
     roles = with_targets(path, table.columns, roles)
-    local = policies.offsets == "local"
-    rows = _grouped(table, path, roles, local)
+    rows = _grouped(table, path, roles, policies.offsets == "local")
     if repairs is not None:
         rows.repairs = repairs
     if roles.time is not None:
         away = np.flatnonzero(offsets_of(table[roles.time])) + 1
-        rows.repairs.add(*(("offsets", "local") if local else ("offset", "UTC")), away, ())
+        rows.repairs.add(*OFFSETS[policies.offsets], away, ())
     del table
     rows = on_grid(rows, step, policies)
     for rule in RULES:

@@ -40,7 +40,7 @@ from timeseries.data.columns import (
     static_values,
 )
 from timeseries.data.layout import Roles, with_targets
-from timeseries.data.repairs import Repairs
+from timeseries.data.repairs import OFFSETS, Repairs
 from timeseries.data.series import (
     RULES,
     Policies,
@@ -170,7 +170,7 @@ def _build(
         has = ", ".join(columns[:8])
         raise DataError(f"{path}: no column {name!r}; it has {has}; add it, or correct a name")
     roles = with_targets(path, columns, roles)
-    read = _Reader(path, roles, policies.offsets == "local")
+    read = _Reader(path, roles, policies)
     table = _Table(folder, file.metadata.num_rows, len(roles.numbers))
     dated = read.into(table, file)
     names = read.names
@@ -231,10 +231,10 @@ def _kept(parts: Iterator[Rows], policies: Policies, faults: _Faults) -> Iterato
 class _Reader:
     """One pass over a file, with the rules that cells must keep."""
 
-    def __init__(self, path: Path, roles: Roles, local: bool) -> None:
+    def __init__(self, path: Path, roles: Roles, policies: Policies) -> None:
         self.path, self.time, self.series = path, roles.time, roles.series
         self.numbers, self.static = roles.numbers, roles.covariates.static
-        self.local = local
+        self.offsets = policies.offsets
         self.usual: list[dict[int, str]] = [{} for _ in self.static]
         self.names: list[str] = ["table"] if roles.series is None else []
         self.index: dict[str, int] = {}
@@ -255,8 +255,7 @@ class _Reader:
                 if stamps is not None:
                     dated = stamps.dtype != pl.Int64
                     away = np.flatnonzero(offsets_of(piece[self.time])) + before + 1
-                    how = ("offsets", "local") if self.local else ("offset", "UTC")
-                    self.repairs.add(*how, away, ())
+                    self.repairs.add(*OFFSETS[self.offsets], away, ())
                     table.stamp[at] = stamps.to_physical().to_numpy()
             for i, name in enumerate(self.numbers):
                 numbers = faults.call(1 + i, partial(numbers_of, piece[name], self.path), before)
@@ -298,7 +297,7 @@ class _Reader:
                 every = np.ones(len(column), bool)
                 number = np.arange(1, len(column) + 1)
                 refuse(self.path, number, every, lambda _: f"{column.name} {given!r} {what}")
-        return stamps_of(column, self.path, self.whole, self.local)
+        return stamps_of(column, self.path, self.whole, self.offsets == "local")
 
     def _which(self, piece: pl.DataFrame) -> NDArray[np.int64]:
         if self.series is None:
