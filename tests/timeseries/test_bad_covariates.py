@@ -3,7 +3,6 @@ says what, where and what to do, before anything is written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -21,23 +20,9 @@ from series_commands import (
     predict,
     table,
     tracking,
-    written,
 )
 
 from core.jobs.shards import load_predictions
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("covariates"))
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return written(tmp_path)
-
 
 COVARIATE_ROWS = [f"{row},{(5 * i) % 17},{row[0]}" for i, row in enumerate(ROWS)]
 AHEAD = [f"{name},2024-01-06 {h:02d}:00,,{h},{name}" for name in "ab" for h in range(6)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -24,22 +24,9 @@ from series_commands import (
     predict,
     table,
     tracking,
-    written,
 )
 
 from core.jobs.shards import load_predictions
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("bad"))
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return written(tmp_path)
 
 
 @pytest.fixture(scope="module")

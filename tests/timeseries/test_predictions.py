@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -33,13 +32,6 @@ def series(rows: int, offset: int = 0) -> pl.DataFrame:
         y = level + size * (np.sin(2 * np.pi * t / 24) + 0.1 * rng.standard_normal(rows))
         parts.append(pl.DataFrame({"unique_id": [name] * rows, "ds": stamps, "y": y}))
     return pl.concat(parts)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("a forecast"))
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -122,13 +121,6 @@ def test_a_file_shorter_than_published_is_refused(tmp_path: Path) -> None:
         UsageError, match=r"has 900 rows; the borders of data\.protocol are rows 676"
     ):
         data.setup("fit")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("protocols"))
-    yield server
-    server.close()
 
 
 def test_business_days_have_a_week_of_five(server: Server) -> None:
