@@ -68,7 +68,7 @@ def aggregate(arguments: Sequence[str]) -> None:
     for name, kind in rules.items():
         # a sum needs all parts, at the same stamps
         choices = [choice for choice in get_args(kind) if choice not in ("keep", "close")]
-        parser.add_argument(f"--policies.{name}", choices=choices, default="fail")
+        parser.add_argument(f"--policies.{name}", choices=choices, default=getattr(Policies, name))
     given = parser.parse_args(list(arguments))
     out = Path(given.out)
     if out.suffix not in (".parquet", ".csv") or not out.absolute().parent.is_dir():
