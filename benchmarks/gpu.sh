@@ -4,8 +4,9 @@
 #             them: some need 42 GiB. Those of tests/timeseries need transformers
 #   kernels   all kernels beside importable peers: time, floor, memory, errors, figures. Begins
 #             nothing after DEADLINE seconds (540); run again with the same OUT it goes on from there
-#   conv, recurrences, prefix, extra   one part of these
-#   speed     tokens a second of HyenaDNA by length, with the kernels and on the reference ops
+#   conv, recurrences, prefix, extra, by_kernel   one part of these
+#   speed     tokens a second of HyenaDNA by length, single sequences and batches of 262,144 tokens,
+#             with the kernels and on the reference ops
 #   longest   longest context that trains one step
 #   varlen    padded, sorted and packed encoders beside Longformer; needs transformers
 #   context   bits per base by context length; needs chr20.npz (benchmarks/genomics/context_length.py)
@@ -13,7 +14,7 @@
 # CHROMOSOME name another interpreter and another path of chr20.npz.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-parts="tests, kernels, conv, recurrences, prefix, extra, speed, longest, varlen or context"
+parts="tests, kernels, conv, recurrences, prefix, extra, by_kernel, speed, longest, varlen or context"
 part=${1:?$parts} out=${2:?a folder for results}
 python=${PYTHON:-python3}
 export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
@@ -31,12 +32,12 @@ case $part in
   kernels)
     "$python" benchmarks/kernels/all.py --out "$out" --resume --deadline "${DEADLINE:-540}"
     ;;
-  conv | recurrences | prefix | extra)
+  conv | recurrences | prefix | extra | by_kernel)
     "$python" benchmarks/kernels/all.py --only "$part" --out "$out" --resume \
       --deadline "${DEADLINE:-540}"
     ;;
   speed)
-    "$python" benchmarks/genomics/throughput.py --out "$out/throughput.json"
+    "$python" benchmarks/genomics/throughput.py --tokens 262144 --out "$out/throughput.json"
     ;;
   longest)
     "$python" benchmarks/genomics/longest_context.py --out "$out/longest_context.json"

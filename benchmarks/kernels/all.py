@@ -6,8 +6,9 @@
     python benchmarks/kernels/all.py --out results/ --device cpu    # small sizes, ours and torch
 
 Parts, in this order: conv (long convolution), recurrences (ssd, with simple GLA and mLSTM), prefix
-(prefix attention), extra (convolution: other lengths, short filters, pieces, bands), varlen (packed
-and padded encoders; needs transformers). Each prints its table with floor, ratio and peak memory,
+(prefix attention), extra (convolution: other lengths, short filters, pieces, bands, other types),
+by_kernel (where the device's time goes; needs a GPU), varlen (packed and padded encoders; needs
+transformers). Each prints its table with floor, ratio and peak memory,
 and leaves a JSON with device and versions and a figure of time against length in --out. The JSON
 is written after each row. Nothing new is begun --deadline seconds after the start; what runs then
 ends.
@@ -22,7 +23,7 @@ from types import ModuleType
 
 import torch
 
-from benchmarks.kernels import conv, conv_extra, prefix, recurrences
+from benchmarks.kernels import by_kernel, conv, conv_extra, prefix, recurrences
 from benchmarks.kernels.reports import Clock, add_device, installed, run
 from benchmarks.kernels.tuning import compiled_at_once
 
@@ -31,6 +32,7 @@ PARTS: Mapping[str, tuple[ModuleType, Mapping[str, str]]] = {
     "recurrences": (recurrences, recurrences.PEERS),
     "prefix": (prefix, prefix.PEERS),
     "extra": (conv_extra, conv.PEERS),
+    "by_kernel": (by_kernel, by_kernel.PEERS),
 }
 NAMES = [*PARTS, "varlen"]
 

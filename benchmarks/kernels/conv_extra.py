@@ -4,9 +4,10 @@
     python benchmarks/kernels/conv_extra.py --out results/ --device cpu
 
 Lengths that are short, 4,194,304, or no powers of two; 128 taps over 65,536 positions; a second
-piece of 65,536 behind a history as long; half and a quarter of the frequencies. No gates, bf16 in
-and out, float32 filters. In the rows of a band torch.fft and "longspan without band" keep every
-frequency: another operation of the same size, and what the option is to save time against.
+piece of 65,536 behind a history as long; half and a quarter of the frequencies; float16 and
+float32, which are torch.fft's transforms with Triton steps between them. No gates, bf16 in and out
+but for those, float32 filters. In the rows of a band torch.fft and "longspan without band" keep
+every frequency: another operation of the same size, and what the option is to save time against.
 FlashFFTConv takes powers of two and whole filters. Prints a table and writes fft_conv_extra.json;
 protocol as in conv.py.
 """
@@ -39,7 +40,8 @@ LONGEST_PEER = 2**21  # FlashFFTConv's longest transform is twice that
 
 @dataclass(frozen=True)
 class Case:
-    """``taps`` of the filter, ``past`` positions of history, the share of the ``band``."""
+    """``taps`` of the filter, ``past`` positions of history, the share of the ``band``; everything
+    but the filter is of ``dtype``."""
 
     batch: int
     channels: int
@@ -47,9 +49,12 @@ class Case:
     taps: int
     past: int = 0
     band: float = 1.0
+    dtype: torch.dtype = torch.bfloat16
 
     @property
-    def named(self) -> dict[str, int | float]:
+    def named(self) -> dict[str, int | float | str]:
+        """Where it names no dtype, it is bfloat16."""
+        named = str(self.dtype).removeprefix("torch.")
         return {
             "length": self.length,
             "batch": self.batch,
@@ -57,6 +62,7 @@ class Case:
             "taps": self.taps,
             "history": self.past,
             "band": self.band,
+            **({} if self.dtype == torch.bfloat16 else {"dtype": named}),
         }
 
     @property
@@ -65,7 +71,7 @@ class Case:
 
     def bytes(self) -> tuple[int, int]:
         """Forward; forward and backward. The history is read like u and has a gradient like it."""
-        rows = self.batch * self.channels * 2
+        rows = self.batch * self.channels * self.dtype.itemsize
         forward = rows * (2 * self.length + self.past) + self.channels * self.taps * 4
         backward = rows * (3 * self.length + 2 * self.past) + self.channels * self.taps * 8
         return forward, forward + backward
@@ -94,12 +100,19 @@ CASES = [
         )
         for band in (1.0, 0.5, 0.25)
     ),
+    *(
+        Case(batch, channels, length, length, dtype=dtype)
+        for dtype in (torch.float16, torch.float32)
+        for batch, channels, length in ((64, 768, 1_024), (16, 768, 16_384), (2, 384, 262_144))
+    ),
 ]
 SMALL = [
     whole(2, 4, 50),
     Case(2, 4, 64, 8),
     Case(2, 4, 64, 64, past=63),
     Case(2, 4, 64, 64, 0, 0.5),
+    Case(2, 4, 64, 64, dtype=torch.float16),
+    Case(2, 4, 64, 64, dtype=torch.float32),
 ]
 
 
@@ -132,7 +145,8 @@ def contestants(case: Case) -> list[Contestant]:
     if case.band < 1:
         chosen.append(Contestant(f"{OURS} without band", conv.ours, other=other))
     power = case.length & (case.length - 1) == 0
-    if case.whole and power and 128 <= case.length <= LONGEST_PEER:
+    built = case.dtype == torch.bfloat16  # what it is beside in the main table
+    if case.whole and built and power and 128 <= case.length <= LONGEST_PEER:
         chosen += [c for c in conv.CONTESTANTS if c.module == "flashfftconv"]
     return chosen
 
@@ -147,7 +161,7 @@ def inputs(case: Case, device: str) -> tuple[dict[str, Tensor], Tensor]:
     """Fresh random tensors of fft_conv by name, and a gradient of the output."""
 
     def draw(length: int) -> Tensor:
-        return torch.randn(case.batch, case.channels, length, device=device).bfloat16()
+        return torch.randn(case.batch, case.channels, length, device=device).to(case.dtype)
 
     k = torch.randn(case.channels, case.taps, device=device) / case.taps**0.5
     tensors = {"u": draw(case.length), "k": k}

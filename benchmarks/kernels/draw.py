@@ -28,7 +28,8 @@ def elements(case: dict[str, Any]) -> int:
 
 def variant(case: dict[str, Any]) -> dict[str, Any]:
     """What tells panels apart: the parts of a case that are not drawn along an axis."""
-    found = {k: v for k, v in case.items() if k in ("gated", "groups", "width", "state")}
+    told = ("gated", "groups", "width", "state", "dtype")
+    found = {k: v for k, v in case.items() if k in told}
     if case.get("taps", case["length"]) != case["length"]:
         found["taps"] = case["taps"]
     if case.get("history"):
@@ -70,6 +71,8 @@ def _per_element(name: str, factor: float) -> Callable[[dict[str, Any]], float |
 def _setting(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return name if value else f"not {name}"
+    if isinstance(value, str):
+        return value
     return f"{name} {value:,}"
 
 
@@ -191,9 +194,78 @@ def draw_varlen(report: dict[str, Any], target: Path) -> None:
     plt.close(figure)
 
 
+def title(row: dict[str, Any]) -> str:
+    """What tells the cases of an op apart."""
+    case = row["case"]
+    if case["op"] != "ssd":
+        return f"{case['length']:,}"
+    shared = "" if case["groups"] > 1 else ", shared B and C"
+    return f"{case['heads']} x {case['width']}{shared}"
+
+
+def draw_splits(report: dict[str, Any], target: Path) -> None:
+    """Bars a call, a piece a kernel: how many times the floor of forward and backward it takes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    groups: dict[str, Rows] = {}
+    for row in report["rows"]:
+        if row["contestant"] == report["rows"][0]["contestant"]:
+            groups.setdefault(row["case"]["op"], []).append(row)
+    figure, axes = plt.subplots(
+        1,
+        len(groups),
+        figsize=(13, 4.6),
+        squeeze=False,
+        layout="constrained",
+        gridspec_kw={"width_ratios": [len(rows) + 2 for rows in groups.values()]},
+    )
+    for (op, rows), axis in zip(groups.items(), axes[0], strict=True):
+        _bars(axis, rows)
+        axis.set_title(op, fontsize=10)
+    axes[0, 0].set_ylabel("kernels' time over the floor (dashed)")
+    figure.suptitle(f"Forward and backward on {report['device']}, torch {report['torch']}")
+    figure.savefig(target, dpi=150)
+    plt.close(figure)
+
+
+def _bars(axis: Any, rows: Rows) -> None:
+    """A bar a row, its kernels from the slowest up; those of less than half a percent are left."""
+    splits = [row["kernels"]["forward and backward"] for row in rows]
+    floors = [row["both_floor_ms"] for row in rows]
+    heights = {
+        kernel: [
+            split.get(kernel, (0, 0.0))[1] / floor
+            for split, floor in zip(splits, floors, strict=True)
+        ]
+        for kernel in dict.fromkeys(kernel for split in splits for kernel in split)
+    }
+    most = sum(map(sum, heights.values()))
+    shown = {kernel: h for kernel, h in heights.items() if sum(h) > 0.005 * most}
+    names = [title(row).replace(", ", ",\n") for row in rows]
+    base = [0.0] * len(rows)
+    for i, kernel in enumerate(sorted(shown, key=lambda kernel: -sum(shown[kernel]))):
+        hatch = "" if i < len(COLOURS) else "///"
+        colour = COLOURS[i % len(COLOURS)]
+        axis.bar(names, shown[kernel], bottom=base, color=colour, hatch=hatch, label=kernel)
+        base = [b + h for b, h in zip(base, shown[kernel], strict=True)]
+    axis.axhline(1, color="black", linestyle="--", linewidth=1)
+    axis.tick_params(axis="x", rotation=60)
+    handles, labels = axis.get_legend_handles_labels()
+    place = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+    axis.legend(handles[::-1], labels[::-1], frameon=False, fontsize=8, **place)
+
+
 def draw_any(report: dict[str, Any], target: Path) -> None:
-    """A kernel's report, or that of variable length."""
-    (draw_varlen if "operations" in report else draw)(report, target)
+    """A kernel's report, that of variable length, or that of the kernels of a call."""
+    if "operations" in report:
+        draw_varlen(report, target)
+    elif any(row.get("kernels") for row in report["rows"]):
+        draw_splits(report, target)
+    else:
+        draw(report, target)
 
 
 def draw_if_possible(source: Path, target: Path) -> None:

@@ -221,15 +221,15 @@ def measure(
 
         if not contestant.other:
             _compare(row, contestant, compute, check, refusal is None)
-        with _recorded(row, "forward"):
+        with recorded(row, "forward"):
             row.forward_ms = median_ms(forward, dy.device.type)
         if refusal is not None:
             row.failures["forward and backward"] = refusal
             return row
-        with _recorded(row, "forward and backward"):
+        with recorded(row, "forward and backward"):
             row.both_ms = median_ms(both, dy.device.type)
             row.peak_mib = peak_mib(both, dy.device.type)
-    _free()
+    free()
     return row
 
 
@@ -243,10 +243,10 @@ def _compare(
     """Errors of output and gradients; of the output alone where there are no gradients."""
     found: dict[str, float] | None = None
     if gradients:
-        with _recorded(row, "errors"):
+        with recorded(row, "errors"):
             found = check(compute)
     if found is None:
-        with _recorded(row, "error of the output"):
+        with recorded(row, "error of the output"):
             found = check(compute, gradients=False)
     errors = {k: e for k, e in (found or {}).items() if k not in contestant.unlike}
     row.errors = {k: e for k, e in errors.items() if math.isfinite(e)}
@@ -255,15 +255,17 @@ def _compare(
 
 
 @contextlib.contextmanager
-def _recorded(row: Row, step: str) -> Iterator[None]:
+def recorded(row: Row, step: str) -> Iterator[None]:
+    """An error inside is kept in ``row`` under the name of the ``step``."""
     try:
         yield
     except Exception as error:
         row.failures[step] = reason(error)
-        _free()  # frames of an error hold tensors
+        free()  # frames of an error hold tensors
 
 
-def _free() -> None:
+def free() -> None:
+    """Gives back what nothing holds any more."""
     gc.collect()
     with contextlib.suppress(RuntimeError):  # a GPU left unusable is seen by the loop over rows
         torch.cuda.empty_cache()

@@ -1,23 +1,25 @@
 """Writes the tables of the pages from the committed reports, so that nobody copies a number.
 
-python benchmarks/kernels/pages.py    # README.md here and docs/attention.md, between their marks
+python benchmarks/kernels/pages.py    # README.md here, in docs and in genomics, between marks
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks import marks
+from benchmarks.kernels import splits
 from benchmarks.kernels.notes import Shape, note_lengths
-from benchmarks.kernels.reports import BANDWIDTH, OURS
+from benchmarks.kernels.reports import BANDWIDTH, OURS, PRODUCTS
 from benchmarks.marks import lines
 
 HERE = Path(__file__).parent
-PRODUCTS = 6.87e14  # operations a second of a large bf16 product on one H100
+GENOMICS = "../../genomics/results/throughput"  # seen from the reports here
 Row = dict[str, Any]
 Report = dict[str, Any]
 
@@ -26,7 +28,7 @@ def cases(report: Report, **where: object) -> list[tuple[Row, dict[str, Row]]]:
     """Each case that is ``where`` and its rows by contestant, without failed ones."""
     found: dict[str, tuple[Row, dict[str, Row]]] = {}
     for row in report["rows"]:
-        if all(row["case"][name] == value for name, value in where.items()):
+        if all(row["case"].get(name) == value for name, value in where.items()):
             _, rows = found.setdefault(json.dumps(row["case"]), (row["case"], {}))
             rows[row["contestant"]] = row
     return list(found.values())
@@ -92,13 +94,52 @@ def extra(report: Report) -> str:
     head = ["length", "batch x channels", "taps", "forward: ours, peer, ratio"]
     head += ["with backward: ours, peer, ratio", "peak: ours, peer"]
     body = []
-    for case, rows in cases(report, band=1.0):
+    for case, rows in cases(report, band=1.0, dtype=None):
         taps = f"{case['taps']:,}" if case["taps"] != case["length"] else "as long"
         if case["history"]:
             taps += f", behind {case['history']:,}"
         times = [ratios(rows, name) for name in ("forward", "both")]
         sizes = [f"{case['length']:,}", f"{case['batch']} x {case['channels']}", taps]
         body.append([*sizes, *times, peaks(rows)])
+    return lines(head, body)
+
+
+def dtypes(report: Report) -> str:
+    head = ["dtype", "length", "batch x channels", "forward: ours, torch.fft, ratio"]
+    head += ["with backward: ours, torch.fft, ratio", "peak: ours, torch.fft", "error"]
+    body = []
+    for dtype in ("float16", "float32"):
+        for case, rows in cases(report, dtype=dtype):
+            us, peer = rows[OURS], rows["torch.fft"]
+            cells = [dtype, f"{case['length']:,}", f"{case['batch']} x {case['channels']}"]
+            cells += [
+                f"{ms(us, name)}, {ms(peer, name)}, {peer[name] / us[name]:.2f}"
+                for name in ("forward_ms", "both_ms")
+            ]
+            error = f"{max(us['errors'].values()):.1e}"
+            body.append([*cells, f"{ms(us, 'peak_mib')}, {ms(peer, 'peak_mib')}", error])
+    return lines(head, body)
+
+
+def throughput(report: Report, whole: bool) -> str:
+    """HyenaDNA by length, one sequence at a time or in ``whole`` batches."""
+    head = ["bases", "forward, thousand tokens/s", "reference ops", "ratio"]
+    head += ["training step", "reference ops", "ratio"]
+    if whole:
+        head.insert(1, "sequences")
+    found = {(r["length"], r["batch"], r["ops"]): r for r in report["rows"]}
+    body = []
+    for length, batch in dict.fromkeys((length, batch) for length, batch, _ in found):
+        if (batch > 1) != whole:
+            continue
+        cells = [f"{length:,}", *([f"{batch}"] if whole else [])]
+        for what in ("forward", "training"):
+            ours, plain = (
+                found[length, batch, ops][what]["tokens_per_second"]
+                for ops in ("auto", "reference")
+            )
+            cells += [f"{ours / 1e3:,.0f}", f"{plain / 1e3:,.0f}", f"{ours / plain:.2f}"]
+        body.append(cells)
     return lines(head, body)
 
 
@@ -247,15 +288,30 @@ def varlen_tables(report: Report) -> str:
 # page -> mark -> report and what is made of it
 PAGES: Mapping[Path, Mapping[str, tuple[str, Callable[[Report], str]]]] = {
     HERE / "README.md": {
-        "conv": ("fft_conv", lambda report: conv(report, gated=False)),
-        "gated conv": ("fft_conv", lambda report: conv(report, gated=True)),
+        "conv": ("fft_conv", functools.partial(conv, gated=False)),
+        "gated conv": ("fft_conv", functools.partial(conv, gated=True)),
+        "device time": ("by_kernel", splits.beside),
         "extra conv": ("fft_conv_extra", extra),
+        "dtypes": ("fft_conv_extra", dtypes),
         "bands": ("fft_conv_extra", bands),
         "ssd": ("ssd", ssd),
         "prefix": ("prefix_attention", prefix),
         "encoders": ("varlen", encoders),
     },
     HERE.parents[1] / "docs/attention.md": {"varlen": ("varlen", varlen_tables)},
+    HERE.parents[1] / "docs/kernels.md": {
+        "three passes": ("by_kernel", functools.partial(splits.convolution, one_pass=False)),
+        "one pass": ("by_kernel", functools.partial(splits.convolution, one_pass=True)),
+        "ssd by kernel": ("by_kernel", functools.partial(splits.by_pass, op="ssd")),
+        "prefix by kernel": (
+            "by_kernel",
+            functools.partial(splits.by_pass, op="prefix_attention"),
+        ),
+    },
+    HERE.parent / "genomics/README.md": {
+        "single": (GENOMICS, functools.partial(throughput, whole=False)),
+        "batches": (GENOMICS, functools.partial(throughput, whole=True)),
+    },
 }
 
 

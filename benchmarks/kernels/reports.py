@@ -25,7 +25,9 @@ from benchmarks.kernels.draw import draw_if_possible
 
 OURS = "longspan"
 WARMUP_MS, REPEAT_MS, LEAST_REPEATS = 25, 100, 5
+Split = dict[str, tuple[float, float]]  # kernel -> launches and ms of a call
 BANDWIDTH = 3.0e12  # bytes a second: a copy on one H100 (bytes read plus written) reaches 3.02e12
+PRODUCTS = 6.87e14  # operations a second of a large bf16 product on one H100
 
 
 @dataclass
@@ -36,6 +38,7 @@ class Row:
     ``errors``: root mean square of the error over that of the float64 reference, by tensor; the
     output under ``y``, gradients under the name of their input. ``failures`` by what was tried.
     ``other``: what the contestant computes, where that is another operation of the same size.
+    ``kernels``: the device's time by kernel, of the passes that were taken apart.
     """
 
     kernel: str
@@ -49,6 +52,7 @@ class Row:
     errors: dict[str, float] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     other: str = ""
+    kernels: dict[str, Split] = field(default_factory=dict)
 
 
 Job = tuple[Row, Callable[[], Row]]  # what will be measured, and the measurement that fills it
@@ -251,7 +255,7 @@ def write_report(path: Path, content: dict[str, Any]) -> None:
 def table(rows: Sequence[Row]) -> str:
     """Markdown: times, how far above the floor, how much slower than ours, peak, worst errors."""
     head = [
-        *(rows[0].case if rows else []),
+        *(names := list(dict.fromkeys(name for row in rows for name in row.case))),
         "contestant",
         "forward ms",
         "x floor",
@@ -269,7 +273,7 @@ def table(rows: Sequence[Row]) -> str:
         best = ours.get(_key(row))
         gradients = [value for name, value in row.errors.items() if name != "y"]
         cells = [
-            *(_cell(x) for x in row.case.values()),
+            *(_cell(row.case.get(name, "")) for name in names),
             f"{row.contestant} ({row.other})" if row.other else row.contestant,
             *_times(row.forward_ms, row.forward_floor_ms, best.forward_ms if best else None),
             *_times(row.both_ms, row.both_floor_ms, best.both_ms if best else None),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.kernels import pages
+from benchmarks.kernels import conv, pages, splits
 from benchmarks.kernels.notes import SMALL, Shape, note_lengths
 from core.patterns import Full, GlobalTokens, Pattern, SlidingWindow, Tokens, block_table, visible
 from core.sequences import Sequences
@@ -28,6 +28,13 @@ def test_distances_of_the_convolution_are_those_of_its_report() -> None:
     for title, name in (("forward", "forward"), ("with backward", "both")):
         cells = " | ".join(pages.floors(row, name) for row in rows)
         assert f"| {title}, measured | {cells} |" in text
+
+
+def test_kernels_alone_are_those_of_their_report() -> None:
+    report = json.loads((ROOT / "benchmarks/kernels/results/by_kernel.json").read_text())
+    text = (ROOT / "docs/kernels.md").read_text()
+    for line in splits.alone(report, set(conv.SHAPES)).splitlines():
+        assert line in text
 
 
 def bytes_of(length: int, batch: int) -> tuple[float, float]:
@@ -58,6 +65,27 @@ def test_counted_bytes_of_the_convolution_are_those_of_its_kernels() -> None:
             moved = batch * channels * length * bytes_of(length, batch)[i]
             cells.append(f"{1e3 * moved / pages.BANDWIDTH / row[f'{name}_floor_ms']:.1f}")
         assert f"| {title}, counted | {' | '.join(cells)} |" in text
+
+
+@pytest.mark.parametrize("length", conv.SHAPES)
+def test_work_of_each_kernel_adds_up_to_that_of_a_call(length: int) -> None:
+    batch, channels = conv.SHAPES[length]
+    work = splits.convolution_work(batch, channels, length)
+    both = batch * channels * length * bytes_of(length, batch)[1]
+    assert sum(moved for moved, _ in work.values()) == both
+
+
+def test_products_of_a_tile() -> None:
+    """12 products of 64 x 64 x 64 each way through a tile, a transform and a half more a filter."""
+    work = splits.convolution_work(1, 1, 4096)
+    product = 2 * 64**3
+    assert work["convolve"][1] == 2 * 12 * product
+    assert work["correlate"][1] == (12 + 6) * product
+    assert work["filter"][1] == 2 * 6 * product
+    lines = splits.convolution_work(1, 1, 16 * 4096)
+    assert lines["inner_convolve"][1] == 2 * 16 * (16 * product)
+    # a product with F1, real in and complex out: two real ones of 16 x 16 by 4,096 columns
+    assert lines["outer"][1] == (3 + 2) * 2 * (2 * 16 * 16 * 4096)
 
 
 def test_blocks_that_the_packed_notes_touch() -> None:

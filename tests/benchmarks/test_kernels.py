@@ -17,6 +17,7 @@ from torch import Tensor
 
 from benchmarks.kernels import all as every
 from benchmarks.kernels import (
+    by_kernel,
     conv,
     conv_extra,
     draw,
@@ -343,6 +344,80 @@ def test_version_of_a_module_without_a_distribution(
     assert reports.peer_version("torch", "torch") == importlib.metadata.version("torch")
 
 
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("convolve_kernel", "convolve"),
+        ("void monarch_conv_cuda_kernel<32, 1, 256>(c10::BFloat16 const*)", "monarch_conv_cuda"),
+        (
+            "void at::native::(anonymous namespace)::CatArrayBatchedCopy<int, 3>(int)",
+            "CatArrayBatchedCopy",
+        ),
+        ("Memcpy DtoD (Device -> Device)", "Memcpy DtoD"),
+    ],
+)
+def test_names_of_kernels(name: str, short: str) -> None:
+    assert by_kernel.short_name(name) == short
+
+
+def test_split_of_a_call_joins_what_has_one_name() -> None:
+    events = [("copy<1>(int)", 10, 100.0), ("convolve_kernel", 20, 4000.0), ("copy<2>", 10, 50.0)]
+    split = by_kernel.split_of(events, 10)
+    assert list(split.items()) == [("convolve", (2.0, 0.4)), ("copy", (2.0, 0.015))]
+
+
+def test_a_graph_without_its_kernels_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def replayed(function: Callable[[], object]) -> float:
+        function()
+        return 2.0
+
+    def profiled(function: Callable[[], object]) -> dict[str, tuple[float, float]]:
+        function()
+        return {"convolve": (1.0, float(len(asked))), "filter": (1.0, 0.25)}
+
+    def prepare(tensors: Tensors) -> Function:
+        def compute(u: Tensor, k: Tensor) -> Tensor:
+            asked.append(u.requires_grad)
+            return u * k
+
+        return compute
+
+    monkeypatch.setattr(by_kernel, "profiled", profiled)
+    monkeypatch.setattr(by_kernel, "replayed_ms", replayed)
+    tensors, dy = conv.inputs(1, 2, 16, False, "cpu")
+    row = Row(by_kernel.KERNEL, "toy", {}, None, None)
+    by_kernel.measure(row, Contestant("toy", prepare), tensors, dy)
+    assert asked == [False, False, True, True]
+    assert row.kernels["forward"] == {"convolve": (1.0, 1.0), "filter": (1.0, 0.25)}
+    assert row.kernels["forward and backward"]["convolve"] == (1.0, 3.0)
+    assert (row.forward_ms, row.both_ms) == (2.0, None)
+    assert row.failures == {
+        "forward and backward": "ValueError: not captured: the graph takes 2.000 ms, and its "
+        "kernels 3.250"
+    }
+
+
+def test_cases_that_are_taken_apart_are_those_of_the_tables(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def small(*sizes: object) -> tuple[dict[str, Tensor], Tensor]:
+        return {}, torch.empty(0)
+
+    for module in (conv, recurrences, prefix):
+        monkeypatch.setattr(module, "inputs", small)
+    cases = [row.case for row, _ in by_kernel.convolutions("cpu")]
+    assert {c["length"]: (c["batch"], c["channels"]) for c in cases if c["length"] > 512} == (
+        conv.SHAPES
+    )
+    assert [case["length"] for case in cases[:2]] == [256, 512]
+    rows = [row for row, _ in by_kernel.recurrent("cpu")]
+    assert [row.case["op"] for row in rows] == ["ssd"] * 3 + ["prefix_attention"] * 2
+    tokens = {row.case["length"] * row.case["batch"] for row in rows}
+    assert tokens == {recurrences.TOKENS}
+
+
 def test_host_clock_waits_before_and_after_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     monkeypatch.setattr(measuring, "wait", lambda device: seen.append("wait"))
@@ -397,12 +472,14 @@ def test_parts_after_the_deadline_are_not_begun(
 
 def test_all_kernels_by_one_command(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/kernels/all.py", "--out", str(tmp_path)]
-    command += ["--device", "cpu", "--only", "prefix", "recurrences", "extra", "varlen"]
+    command += ["--device", "cpu", "--only", "prefix", "recurrences", "extra", "by_kernel"]
+    command += ["varlen"]
     environment = {**os.environ, "PYTHONPATH": "."}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True
     )
     assert "all done" in done.stdout
+    assert "left out: by_kernel (needs a GPU)" in done.stdout
     report = json.loads((tmp_path / "varlen.json").read_text())
     assert all(row["both_ms"] > 0 for row in report["operations"])
     assert varlen_tables(report) in done.stdout
@@ -414,7 +491,9 @@ def test_all_kernels_by_one_command(tmp_path: Path) -> None:
         assert (tmp_path / f"{kernel}.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("module", [every, conv, conv_extra, prefix, recurrences, varlen])
+@pytest.mark.parametrize(
+    "module", [every, by_kernel, conv, conv_extra, prefix, recurrences, varlen]
+)
 @pytest.mark.parametrize(
     ("device", "message"),
     [("gpu", "'gpu' is neither cpu nor cuda"), ("cuda", "there is no GPU here; --device cpu")],

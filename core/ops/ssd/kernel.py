@@ -149,15 +149,16 @@ def backward(
         )  # fmt: skip
 
         splits = _splits(launch)
-        dB, dC = torch.empty(
-            (2, splits, *B.shape), device=x.device, dtype=torch.float32 if splits > 1 else x.dtype
-        )
+        parts, dtype = ((splits,), torch.float32) if splits > 1 else ((), x.dtype)
+        dB, dC = (torch.empty((*parts, *B.shape), dtype=dtype, device=x.device) for _ in range(2))
         programs = launch.programs // launch.constants["SHARE"] * splits
         grad_bc_kernel[programs, launch.blocks](
             x, B, C, dy, launch.sums, segments, states, grad_states, dB, dC,
             x.shape[1], launch.chunks, x.shape[0], *strides, SPLITS=splits, **launch.constants,
         )  # fmt: skip
-    return dx, dlog_decay, dB.sum(0).to(x.dtype), dC.sum(0).to(x.dtype), grad_initial
+    if splits > 1:
+        dB, dC = dB.sum(0).to(x.dtype), dC.sum(0).to(x.dtype)
+    return dx, dlog_decay, dB, dC, grad_initial
 
 
 def _splits(launch: _Launch) -> int:

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from captured import check_captured
 from fft_conv_cases import (
     OPTIONS,
     Case,
@@ -113,6 +114,15 @@ def test_compile(band: float) -> None:
     ]
     for expected, got in zip(*gradients, strict=True):
         torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("length", [300, 5000, 20_000])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_captured_step(dtype: torch.dtype, length: int) -> None:
+    every = Case(length=length, taps=length, skip=True, pre_gate=True, post_gate=True)
+    windowed = replace(every, taps=min(length, 100), reverse_taps=min(length, 100))
+    for case in (every, windowed):
+        check_captured(fft_conv, case.inputs(dtype, "cuda"))
 
 
 @pytest.mark.parametrize("band", [0.5, 0.25])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from captured import check_captured
 from prefix_attention_cases import draw, plain, run
 from ssd_cases import fill_empty_with_nan
 from tolerances import RMS_LIMIT, assert_all_close_to_reference
@@ -45,6 +46,12 @@ def test_matches_float64_at_any_length(dtype, length, monkeypatch):
     check(inputs)
     if length > 1:
         check(without_state(inputs))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_captured_step(dtype):
+    inputs = without_state(draw(2, 5000, 4, 64, dtype=dtype, device="cuda"))
+    check_captured(lambda **tensors: prefix_attention(**tensors)[0], inputs)
 
 
 def test_one_position_alone_is_its_value():

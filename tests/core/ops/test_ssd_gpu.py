@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from captured import check_captured
 from ssd_cases import draw, fill_empty_with_nan, plain, run
 from tolerances import RMS_LIMIT, assert_all_close_to_reference
 
@@ -62,6 +63,12 @@ def test_documents_and_padding(dtype, monkeypatch):
     for name in ("x", "log_decay", "B", "C"):
         inputs[name][document < 0] = torch.nan
     check(inputs, document=document)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_captured_step(dtype):
+    inputs = draw(2, 700, 4, 64, 2, 64, dtype=dtype, device="cuda", scale=0.1)
+    check_captured(lambda **tensors: ssd(**tensors)[0], inputs)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
