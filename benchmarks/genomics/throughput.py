@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     lengths = [2**k for k in range(10, 21, 2)]
     parser.add_argument("--lengths", type=int, nargs="+", default=lengths)
-    text = "measure batches of so many tokens too, of the lengths below it"
+    text = "measure batches of so many tokens too, of the lengths that divide it"
     parser.add_argument("--tokens", type=size, help=text)
     parser.add_argument("--draw", type=Path, help="measure nothing; draw the report of --out here")
     args = parser.parse_args()
@@ -239,7 +239,8 @@ def main() -> None:
     }
     cases = [(length, 1) for length in args.lengths]
     if args.tokens:
-        cases += [(n, args.tokens // n) for n in args.lengths if args.tokens // n > 1]
+        shorter = [n for n in args.lengths if n < args.tokens and args.tokens % n == 0]
+        cases += [(n, args.tokens // n) for n in shorter]
     for length, batch in cases:
         for measured in rounds(length, batch, args):
             report["rows"].append(measured)

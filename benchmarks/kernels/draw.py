@@ -223,7 +223,7 @@ def draw_splits(report: dict[str, Any], target: Path) -> None:
         gridspec_kw={"width_ratios": [len(rows) + 2 for rows in groups.values()]},
     )
     for (op, rows), axis in zip(groups.items(), axes[0], strict=True):
-        _bars(axis, rows)
+        bars(axis, rows)
         axis.set_title(op, fontsize=10)
     axes[0, 0].set_ylabel("kernels' time over the floor (dashed)")
     figure.suptitle(f"Forward and backward on {report['device']}, torch {report['torch']}")
@@ -231,7 +231,7 @@ def draw_splits(report: dict[str, Any], target: Path) -> None:
     plt.close(figure)
 
 
-def _bars(axis: Any, rows: Rows) -> None:
+def bars(axis: Any, rows: Rows) -> None:
     """A bar a row, its kernels from the slowest up; those of less than half a percent are left."""
     splits = [row["kernels"]["forward and backward"] for row in rows]
     floors = [row["both_floor_ms"] for row in rows]

@@ -399,6 +399,21 @@ def test_a_graph_without_its_kernels_is_no_measurement(monkeypatch: pytest.Monke
     }
 
 
+def test_a_split_is_drawn_without_its_smallest_kernels(tmp_path: Path) -> None:
+    plt = pytest.importorskip("matplotlib.pyplot")
+    report = json.loads((ROOT / "benchmarks/kernels/results/by_kernel.json").read_text())
+    draw.draw_any(report, tmp_path / "x.png")
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    kernels = {"large": (1.0, 9.96), "small": (2.0, 0.04)}
+    case = {"op": "fft_conv", "length": 64}
+    row = {"case": case, "kernels": {"forward and backward": kernels}, "both_floor_ms": 2.0}
+    figure, axis = plt.subplots()
+    draw.bars(axis, [row])
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["large"]
+    assert axis.patches[0].get_height() == pytest.approx(4.98)
+    plt.close(figure)
+
+
 def test_cases_that_are_taken_apart_are_those_of_the_tables(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
