@@ -207,6 +207,9 @@ class JobCLI(LightningCLI):
         if self.command == "predict" or registers:
             self._require_records()
         trainer = self._built_trainer(options.trainer)
+        check = getattr(self.datamodule, "check_trainer", None)
+        if callable(check):
+            check(trainer)
         self._check(options.ckpt_path)
         return trainer
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
 from core.jobs.errors import DataError, UsageError
@@ -64,6 +64,10 @@ class RecordDataModule(LightningDataModule):
         """Sizes that the data decides, such as its number of channels. The command line puts each
         in place of a 0 that the model's settings have under its name."""
         return {}
+
+    def check_trainer(self, trainer: Trainer) -> None:
+        """Raise a UserError for settings of the trainer with which the data cannot work. The
+        command line calls it before it opens a run."""
 
     def check_input(self, stage: str, task: LightningModule) -> None:
         """Raise a UserError for input with which the command (fit, validate, test, predict) cannot

@@ -156,6 +156,15 @@ def test_a_trainer_that_cannot_be_built(server: Server, run: str, tmp_path: Path
     ends_before_its_run(server, tmp_path, 2, f"error: {message}", *words, *given)
 
 
+@pytest.mark.parametrize("command", ["fit", "test", "predict"])
+def test_half_precision_throughout(server: Server, run: str, tmp_path: Path, command: str) -> None:
+    words = predict(run, tmp_path) if command == "predict" else [command, "--ckpt_path", run]
+    words = ["fit", "--config", "x.yaml"] if command == "fit" else words
+    given = ("--trainer.precision=bf16-true", "--trainer.accelerator=cpu")
+    message = "error: trainer.precision bf16-true would round the data to 3 digits or fewer; give "
+    ends_before_its_run(server, tmp_path, 2, message, *words, *given)
+
+
 def test_a_study_builds_every_trainer_first(server: Server, run: str) -> None:
     before = (tracked(server), sorted(server.folder.glob("runs/**/*")))
     words = ("backtest", "--config", "x.yaml", "--out", "built.csv", "--trainer.devices=0")

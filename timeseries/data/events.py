@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
@@ -242,6 +242,9 @@ class EventSequences(RecordDataModule):
     def model_facts(self) -> dict[str, int]:
         """The number of types."""
         return {"types": len(self._all_types())}
+
+    def check_trainer(self, trainer: Trainer) -> None:
+        check_precision(trainer)
 
     def check_input(self, stage: str, task: LightningModule) -> None:
         if stage != "predict":

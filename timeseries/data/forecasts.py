@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
@@ -157,6 +157,9 @@ class ForecastWindows(RecordDataModule):
             "time_features": len(calendar.names(one.frequency)) + covariates,
             "season": season_of(self.protocol, one.frequency),
         }
+
+    def check_trainer(self, trainer: Trainer) -> None:
+        check_precision(trainer)
 
     def check_input(self, stage: str, task: LightningModule) -> None:
         self.protocol.check()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
@@ -157,6 +157,9 @@ class TiledSeries(RecordDataModule):
             "time_features": len(calendar.names(one.frequency)),
             "season": season_of(self.tiling, one.frequency),
         }
+
+    def check_trainer(self, trainer: Trainer) -> None:
+        check_precision(trainer)
 
     def check_input(self, stage: str, task: LightningModule) -> None:
         if self.fitted is not None:

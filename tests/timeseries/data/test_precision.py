@@ -32,6 +32,9 @@ def test_half_precision_throughout_is_refused(kind: type[RecordDataModule], prec
     said = f"trainer.precision {precision} .* give {precision.replace('true', 'mixed')}"
     with pytest.raises(UsageError, match=said):
         data.setup("fit")
+    data.trainer = None
+    with pytest.raises(UsageError, match=said):
+        data.check_trainer(trainer)
 
 
 def test_other_precisions_are_not() -> None:
