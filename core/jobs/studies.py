@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -164,19 +165,36 @@ def rows_of(table: pl.DataFrame, trials: Sequence[Trial]) -> pl.DataFrame:
 def _digests(trials: Sequence[Trial]) -> list[str]:
     """Of each trial's arguments, in which files stand for what they hold."""
     digest = cache(provenance.file_digest)  # the trials of a study share their data
+    return [_digest(trial, digest) for trial in trials]
+
+
+def _digest(trial: Trial, digest: Callable[[Path], str]) -> str:
+    words = [part for word in trial.arguments for part in word.split("=", 1)]
+    configs = {word: _settings_of(word) for word in words if _is_config(word)}
+    # a path of data may be seen from a folder that stands beside it
+    folders = [folder for key, folder in pairwise(words) if key.endswith("folder")]
+    for config in configs.values():
+        folders += [str(value) for key, value in config.items() if key.endswith("folder")]
 
     def content(word: Any) -> str:
-        if not isinstance(word, str) or not os.path.isfile(word):
+        if not isinstance(word, str):
             return str(word)
-        if Path(word).suffix not in (".yaml", ".yml"):
-            return digest(Path(word))
-        config = yaml.safe_load(Path(word).read_text())
-        flat = provenance.flatten(config) if isinstance(config, dict) else {"": config}
-        return "\n".join(f"{key}: {content(value)}" for key, value in sorted(flat.items()))
+        if word in configs:
+            return "\n".join(f"{key}: {content(v)}" for key, v in sorted(configs[word].items()))
+        files = (os.path.join(folder, word) for folder in ("", *folders))
+        found = next((file for file in files if os.path.isfile(file)), None)
+        return digest(Path(found)) if found else word
 
-    words = ([part for word in t.arguments for part in word.split("=", 1)] for t in trials)
-    texts = ("\0".join(map(content, some)) for some in words)
-    return [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts]
+    return hashlib.sha256("\0".join(map(content, words)).encode()).hexdigest()[:16]
+
+
+def _is_config(word: str) -> bool:
+    return Path(word).suffix in (".yaml", ".yml") and os.path.isfile(word)
+
+
+def _settings_of(file: str) -> dict[str, Any]:
+    config = yaml.safe_load(Path(file).read_text())
+    return provenance.flatten(config) if isinstance(config, dict) else {"": config}
 
 
 def _run(domain: str, trial: Trial, digest: str) -> dict[str, str | int | float]:

@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 from matplotlib.figure import Figure
 
+from core.jobs.studies import Trial, _digests
 from timeseries import studies
 from timeseries.data.forecasts import ForecastWindows
 from timeseries.data.protocol import Protocol
@@ -99,6 +100,24 @@ def test_finished_rows_of_other_settings_or_data_are_not_taken_for_these(folder:
         assert what in done.stderr
         assert len(done.stderr.splitlines()) == 1
     assert (folder / "own.csv").read_bytes() == table
+
+
+@pytest.mark.parametrize("place", ["whole path", "folder beside it", "folder in the config"])
+def test_rows_of_a_file_that_changed_are_known_wherever_it_lies(tmp_path: Path, place: str) -> None:
+    file, config = tmp_path / "x.csv", tmp_path / "x.yaml"
+    config.write_text("data:\n  folder: elsewhere\n  path: x.csv\n")
+    arguments = ["--config", str(config), "--data.path", str(file)]
+    if place == "folder beside it":
+        arguments = ["--config", str(config), f"--data.folder={tmp_path}", "--data.path=x.csv"]
+    elif place == "folder in the config":
+        config.write_text(f"data:\n  folder: {tmp_path}\n  path: x.csv\n")
+        arguments = ["--config", str(config)]
+    trial = Trial(labels={"seed": 0}, arguments=tuple(arguments))
+    digests = []
+    for text in ("ds,y\n", "ds,y\n", "ds,z\n"):
+        file.write_text(text)
+        digests += _digests([trial])
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_backtest_moves_the_borders_forward(folder: Path) -> None:
