@@ -16,7 +16,6 @@ ends.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +23,7 @@ from types import ModuleType
 import torch
 
 from benchmarks.kernels import by_kernel, conv, conv_extra, prefix, recurrences
-from benchmarks.kernels.reports import Clock, add_device, installed, run
+from benchmarks.kernels.reports import Clock, installed, kernel_parser, run
 from benchmarks.kernels.tuning import compiled_at_once
 
 PARTS: Mapping[str, tuple[ModuleType, Mapping[str, str]]] = {
@@ -78,14 +77,9 @@ def measure_parts(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, help="a folder")
+    parser = kernel_parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="these parts")
-    add_device(parser)
     parser.add_argument("--deadline", type=float, help="seconds; begin nothing after them")
-    parser.add_argument("--resume", action="store_true", help="keep the rows of --out")
     parser.add_argument(
         "--tune-serially",
         action="store_true",

@@ -12,11 +12,9 @@ stream that was captured. Needs a GPU. Writes by_kernel.json and, with matplotli
 
 from __future__ import annotations
 
-import argparse
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,16 +28,18 @@ from benchmarks.kernels.measuring import (
     free,
     median_ms,
     ops,
+    passes,
     recorded,
     taking_part,
 )
-from benchmarks.kernels.reports import Job, Row, Split, add_device, run
+from benchmarks.kernels.reports import OURS, Job, Row, Split, run_whole
 
 KERNEL = "by_kernel"
 PEERS = conv.PEERS
 CALLS = 10  # that the profiler looks at
 LEAST = 0.8  # of the kernels' time, that a graph of all of them takes
 WARM = 3  # calls before a capture and before the profiler looks
+SHORT = (256, 512)  # of conv_extra, beside all lengths of conv
 SSD_LENGTH = 16_384
 PREFIX_LENGTHS = (4_096, 65_536)
 
@@ -102,16 +102,7 @@ def captured_ms(split: Split, replayed: float) -> float:
 def measure(row: Row, contestant: Contestant, tensors: Tensors, dy: Tensor) -> Row:
     """Fills ``row``: of each pass the split and the time, as far as each goes."""
     with ops(contestant.ops):
-        compute = contestant.prepare(tensors)
-        leaves = {name: x.detach().requires_grad_() for name, x in tensors.items()}
-
-        def forward() -> Tensor:
-            with torch.no_grad():
-                return compute(**tensors)
-
-        def both() -> Any:
-            return torch.autograd.grad(compute(**leaves), list(leaves.values()), dy)
-
+        forward, both = passes(contestant.prepare(tensors), tensors, dy)
         for name, field, call in (
             ("forward", "forward_ms", forward),
             ("forward and backward", "both_ms", both),
@@ -124,15 +115,17 @@ def measure(row: Row, contestant: Contestant, tensors: Tensors, dy: Tensor) -> R
 
 
 def convolutions(device: str) -> Iterator[Job]:
-    short = {case.length: (case.batch, case.channels) for case in conv_extra.CASES[:2]}
-    named = (conv.CONTESTANTS[0], conv.CONTESTANTS[-1])
+    whole = [case for case in conv_extra.CASES if case.whole and case.length in SHORT]
+    short = {case.length: (case.batch, case.channels) for case in whole}
+    named = [c for c in conv.CONTESTANTS if c.name == OURS or c.module]
+    chosen = taking_part(named, device)
     for length, (batch, channels) in {**short, **conv.SHAPES}.items():
         torch.manual_seed(length)
         tensors, dy = conv.inputs(batch, channels, length, False, device)
         forward = conv.forward_bytes(batch, channels, length)
         both = forward + conv.backward_bytes(batch, channels, length)
         case = {"op": "fft_conv", "length": length, "batch": batch, "channels": channels}
-        for contestant in taking_part(named, device):
+        for contestant in chosen:
             yield job(case, (forward, both), contestant, tensors, dy)
 
 
@@ -178,14 +171,7 @@ def work(device: str) -> Iterator[Job]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, help="a folder")
-    add_device(parser)
-    parser.add_argument("--resume", action="store_true", help="keep the rows of --out")
-    args = parser.parse_args()
-    run(work(args.device), args.out, KERNEL, args.device, PEERS, resume=args.resume)
+    run_whole(__doc__, KERNEL, work, PEERS)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ pieces and bands: conv_extra.py.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,7 +25,7 @@ from benchmarks.kernels.measuring import (
     jobs,
     taking_part,
 )
-from benchmarks.kernels.reports import OURS, Job, add_device, run, size
+from benchmarks.kernels.reports import OURS, Job, kernel_parser, run, size
 from core.ops.fft_conv import fft_conv, fft_conv_reference
 
 KERNEL = "fft_conv"
@@ -147,17 +145,12 @@ def work(device: str) -> Iterator[Job]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, help="a folder")
-    add_device(parser)
+    parser = kernel_parser(__doc__)
     parser.add_argument("--lengths", type=size, nargs="+", default=list(SHAPES))
     parser.add_argument("--batch", type=size, help="instead of the table's")
     parser.add_argument("--channels", type=size, help="instead of the table's")
     names = [contestant.name for contestant in CONTESTANTS]
     parser.add_argument("--contestants", nargs="+", choices=names, default=names)
-    parser.add_argument("--resume", action="store_true", help="keep the rows of --out")
     parser.add_argument("--gates", nargs="+", choices=["none", "both"], default=["none", "both"])
     args = parser.parse_args()
     table_of_shapes = SHAPES if args.device == "cuda" else {}

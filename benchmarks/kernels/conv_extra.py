@@ -14,10 +14,8 @@ protocol as in conv.py.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -31,7 +29,7 @@ from benchmarks.kernels.measuring import (
     jobs,
     taking_part,
 )
-from benchmarks.kernels.reports import OURS, Job, add_device, run
+from benchmarks.kernels.reports import OURS, Job, run_whole
 from core.ops.fft_conv import fft_conv, fft_conv_reference
 
 KERNEL = "fft_conv_extra"
@@ -186,14 +184,7 @@ def work(device: str) -> Iterator[Job]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, help="a folder")
-    add_device(parser)
-    parser.add_argument("--resume", action="store_true", help="keep the rows of --out")
-    args = parser.parse_args()
-    run(work(args.device), args.out, KERNEL, args.device, conv.PEERS, resume=args.resume)
+    run_whole(__doc__, KERNEL, work, conv.PEERS)
 
 
 if __name__ == "__main__":

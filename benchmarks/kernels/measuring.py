@@ -192,6 +192,22 @@ def differentiate(function: Function, tensors: Tensors, dy: Tensor) -> dict[str,
     return {"y": y.detach(), **dict(zip(leaves, gradients, strict=True))}
 
 
+def passes(
+    compute: Function, tensors: Tensors, dy: Tensor
+) -> tuple[Callable[[], Tensor], Callable[[], Sequence[Tensor]]]:
+    """What is measured: forward without gradients, and forward and backward."""
+    leaves = {name: x.detach().requires_grad_() for name, x in tensors.items()}
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return compute(**tensors)
+
+    def both() -> Sequence[Tensor]:
+        return torch.autograd.grad(compute(**leaves), list(leaves.values()), dy)
+
+    return forward, both
+
+
 def measure(
     row: Row,
     contestant: Contestant,
@@ -210,15 +226,7 @@ def measure(
         except Exception as error:
             row.failures["prepare"] = reason(error)
             return row
-        leaves = {name: x.detach().requires_grad_() for name, x in tensors.items()}
-
-        def forward() -> Tensor:
-            with torch.no_grad():
-                return compute(**tensors)
-
-        def both() -> Sequence[Tensor]:
-            return torch.autograd.grad(compute(**leaves), list(leaves.values()), dy)
-
+        forward, both = passes(compute, tensors, dy)
         if not contestant.other:
             _compare(row, contestant, compute, check, refusal is None)
         with recorded(row, "forward"):

@@ -13,9 +13,7 @@ where the softmax over every prefix in float64 is at hand.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,7 +27,7 @@ from benchmarks.kernels.measuring import (
     jobs,
     taking_part,
 )
-from benchmarks.kernels.reports import OURS, Job, add_device, run
+from benchmarks.kernels.reports import OURS, Job, run_whole
 from core.ops.prefix_attention import prefix_attention
 
 KERNEL = "prefix_attention"
@@ -144,14 +142,7 @@ def work(device: str) -> Iterator[Job]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, help="a folder")
-    add_device(parser)
-    parser.add_argument("--resume", action="store_true", help="keep the rows of --out")
-    args = parser.parse_args()
-    run(work(args.device), args.out, KERNEL, args.device, PEERS, resume=args.resume)
+    run_whole(__doc__, KERNEL, work, PEERS)
 
 
 if __name__ == "__main__":

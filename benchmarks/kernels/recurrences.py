@@ -14,11 +14,9 @@ those at 512 tokens, where the masked product in float64 is at hand.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -32,7 +30,7 @@ from benchmarks.kernels.measuring import (
     jobs,
     taking_part,
 )
-from benchmarks.kernels.reports import OURS, Job, add_device, run
+from benchmarks.kernels.reports import OURS, Job, kernel_parser, run
 from core.ops.ssd import ssd
 
 KERNEL = "ssd"
@@ -234,14 +232,9 @@ def work(device: str, names: Sequence[str] | None = None) -> Iterator[Job]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, help="a folder")
-    add_device(parser)
+    parser = kernel_parser(__doc__)
     names = [contestant.name for contestant in CONTESTANTS]
     parser.add_argument("--contestants", nargs="+", choices=names, default=names)
-    parser.add_argument("--resume", action="store_true", help="keep the rows of --out")
     args = parser.parse_args()
     measured = work(args.device, args.contestants)
     run(measured, args.out, KERNEL, args.device, PEERS, resume=args.resume)

@@ -72,6 +72,28 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", type=device, default=default, help="cpu or cuda")
 
 
+def kernel_parser(description: str | None) -> argparse.ArgumentParser:
+    """What every kernel benchmark takes: ``--out``, ``--device`` and ``--resume``."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="a folder")
+    add_device(parser)
+    parser.add_argument("--resume", action="store_true", help="keep the rows of --out")
+    return parser
+
+
+def run_whole(
+    description: str | None,
+    kernel: str,
+    work: Callable[[str], Iterator[Job]],
+    peers: Mapping[str, str],
+) -> None:
+    """The command of a benchmark without options of its own: ``work(device)``, all of it."""
+    args = kernel_parser(description).parse_args()
+    run(work(args.device), args.out, kernel, args.device, peers, resume=args.resume)
+
+
 def size(text: str) -> int:
     """A positive number from a command line."""
     if not text.isdecimal() or int(text) < 1:

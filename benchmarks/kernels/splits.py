@@ -104,18 +104,6 @@ def beside(report: Report) -> str:
     return lines(head, body)
 
 
-def alone(report: Report, lengths: set[int]) -> str:
-    """Device time over the floor, forward and with backward, of the main table's lengths."""
-    rows = [r for r in rows_of(report, "fft_conv") if r["case"]["length"] in lengths]
-    floors = (("forward", "forward_floor_ms"), (BOTH, "both_floor_ms"))
-    return "\n".join(
-        f"| {title}, kernels alone | "
-        + " | ".join(f"{total(row, name) / row[floor]:.1f}" for row in rows)
-        + " |"
-        for (name, floor), title in zip(floors, ("forward", "with backward"), strict=True)
-    )
-
-
 def by_pass(report: Report, op: str) -> str:
     """Each kernel's ms, forward and with backward, a column a case; launches where not one."""
     rows = rows_of(report, op)

@@ -32,9 +32,15 @@ def test_distances_of_the_convolution_are_those_of_its_report() -> None:
 
 def test_kernels_alone_are_those_of_their_report() -> None:
     report = json.loads((ROOT / "benchmarks/kernels/results/by_kernel.json").read_text())
+    rows = splits.rows_of(report, "fft_conv")
+    rows = [row for row in rows if row["case"]["length"] in conv.SHAPES]
     text = (ROOT / "docs/kernels.md").read_text()
-    for line in splits.alone(report, set(conv.SHAPES)).splitlines():
-        assert line in text
+    for title, passes, floor in (
+        ("forward", "forward", "forward_floor_ms"),
+        ("with backward", splits.BOTH, "both_floor_ms"),
+    ):
+        cells = " | ".join(f"{splits.total(row, passes) / row[floor]:.1f}" for row in rows)
+        assert f"| {title}, kernels alone | {cells} |" in text
 
 
 def bytes_of(length: int, batch: int) -> tuple[float, float]:

@@ -98,6 +98,13 @@ def predict(run: str, folder: Path) -> list[str]:
     return ["predict", "--ckpt_path", run, "--predictions.path", str(folder / "out")]
 
 
+def words_of(command: str, run: str, folder: Path) -> list[str]:
+    """Of a command that works."""
+    if command == "fit":
+        return ["fit", "--config", "x.yaml"]
+    return predict(run, folder) if command == "predict" else [command, "--ckpt_path", run]
+
+
 OPTIONS = {
     "export to another kind": ("predictions.export", "x.xlsx", "x.xlsx: cannot export to this"),
     "export to no folder": ("predictions.export", "no/x.csv", "no/x.csv: give a file in a folder"),
@@ -149,8 +156,7 @@ TRAINERS = {
 @pytest.mark.parametrize("key", TRAINERS)
 def test_a_trainer_that_cannot_be_built(server: Server, run: str, tmp_path: Path, key: str) -> None:
     command, value, message = TRAINERS[key]
-    words = predict(run, tmp_path) if command == "predict" else [command, "--ckpt_path", run]
-    words = ["fit", "--config", "x.yaml"] if command == "fit" else words
+    words = words_of(command, run, tmp_path)
     cpu = [] if key == "accelerator" else ["--trainer.accelerator=cpu"]
     given = [f"--trainer.{key}={value}", *cpu]
     ends_before_its_run(server, tmp_path, 2, f"error: {message}", *words, *given)
@@ -158,8 +164,7 @@ def test_a_trainer_that_cannot_be_built(server: Server, run: str, tmp_path: Path
 
 @pytest.mark.parametrize("command", ["fit", "test", "predict"])
 def test_half_precision_throughout(server: Server, run: str, tmp_path: Path, command: str) -> None:
-    words = predict(run, tmp_path) if command == "predict" else [command, "--ckpt_path", run]
-    words = ["fit", "--config", "x.yaml"] if command == "fit" else words
+    words = words_of(command, run, tmp_path)
     given = ("--trainer.precision=bf16-true", "--trainer.accelerator=cpu")
     message = "error: trainer.precision bf16-true would round the data to 3 digits or fewer; give "
     ends_before_its_run(server, tmp_path, 2, message, *words, *given)
